@@ -1,0 +1,196 @@
+//! One entry point per thing that a guest or a file can lie about. They only have to return.
+#![allow(clippy::unwrap_used, reason = "for fuzz targets only")]
+
+use std::io::{self, Read, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use crate::serial::Serial;
+use crate::virtio::block::{Access, Backing, Block};
+use crate::virtio::mmio::{MmioDevice, Transport, TransportState};
+use crate::virtio::rng::Rng;
+use crate::virtio::testing::Driver;
+use crate::virtio::vsock::{Vsock, VsockState};
+use crate::virtio::{VirtioDevice, fuzz_header};
+
+const MEMORY_BYTES: usize = 64 << 10;
+const QUEUE_SIZE: u16 = 16;
+
+/// `data` is the memory of a guest whose first 768 bytes hold a queue of 16: descriptors, available ring, used ring.
+pub fn fuzz_block(data: &[u8]) {
+    for access in [Access::ReadWrite, Access::ReadOnly] {
+        let memory = memory(data);
+        let mut block = Block::new(Ram(vec![0; 16 << 10]), "fuzz", access);
+        block.activate(0);
+        let mut queues = [queue(0)];
+        // The second call sees what the first wrote into its own rings.
+        while let (Ok(_), true) = (block.process(&mut queues, &memory), queues[0].next_used() < 2 * QUEUE_SIZE) {
+            if queues[0].avail_idx(&memory, Ordering::Acquire).unwrap().0 == queues[0].next_avail() {
+                break;
+            }
+        }
+    }
+}
+
+/// `data` is a sequence of things that guest and client do while one connection lives: a byte for what, and its bytes.
+pub fn fuzz_vsock(data: &[u8]) {
+    let (listener, address) = listener();
+    let state = VsockState { guest_cid: 3, next_host_port: 1 << 30, answer_at: None };
+    let device = if data.first().is_some_and(|byte| byte & 1 == 0) {
+        Vsock::new(3, listener).unwrap()
+    } else {
+        Vsock::restore(state, listener).unwrap()
+    };
+    let mut transport = Transport::new(device);
+    let mut driver = Driver::start(&mut transport);
+    let mut client = UnixStream::connect_addr(&address).unwrap();
+    client.set_nonblocking(true).unwrap();
+    client.write_all(b"CONNECT 1024\n").unwrap();
+
+    for _ in 0..8 {
+        let address = driver.allocate(4096);
+        driver.offer(0, &[], &[(address, 4096)]);
+    }
+    let mut rest = data.get(1..).unwrap_or(&[]);
+    while let Some((what, tail)) = rest.split_first() {
+        let (now, later) = tail.split_at(tail.len().min(32));
+        rest = step(*what, now, later, &mut driver, &mut client);
+        transport.process(&driver.memory);
+    }
+}
+
+/// `data` is a saved state, of any of the chips.
+pub fn fuzz_state(data: &[u8]) {
+    if let Ok(state) = postcard::from_bytes(data)
+        && let Ok((mut serial, _)) = Serial::restore(state)
+    {
+        for offset in 0..8 {
+            serial.read(offset);
+            let _ = serial.write(offset, offset);
+        }
+        assert!(Serial::restore(serial.state()).is_ok());
+    }
+    if let Ok(state) = postcard::from_bytes(data)
+        && let Ok(vsock) = Vsock::restore(state, listener().0)
+    {
+        assert_eq!(vsock.state(), state);
+    }
+    if let Ok((state, ram)) = postcard::take_from_bytes::<TransportState>(data) {
+        run_restored(Rng::new(), &state, ram);
+        run_restored(Block::new(Ram(vec![0; 4096]), "fuzz", Access::ReadWrite), &state, ram);
+        run_restored(Vsock::new(3, listener().0).unwrap(), &state, ram);
+    }
+}
+
+fn run_restored(device: impl VirtioDevice, state: &TransportState, ram: &[u8]) {
+    if let Ok(mut transport) = Transport::restore(device, state.clone()) {
+        assert_eq!(&transport.state(), state);
+        transport.process(&memory(ram));
+    }
+}
+
+/// Does one thing, and returns what is left of `later`.
+fn step<'d>(what: u8, now: &[u8], later: &'d [u8], driver: &mut Driver, client: &mut UnixStream) -> &'d [u8] {
+    let (first, second) = (now.first().copied().unwrap_or(0), now.get(1).copied().unwrap_or(0));
+    match what % 8 {
+        // A packet whose header is good but for what the data says.
+        0..=2 => {
+            let packet = fuzz_header(now);
+            let address = driver.place(&packet);
+            driver.offer(1, &[(address, packet.len() as u32)], &[]);
+        }
+        // A packet of nothing but the data.
+        3 => {
+            let address = driver.place(later);
+            driver.offer(1, &[(address, later.len() as u32)], &[]);
+            return &[];
+        }
+        4 => {
+            let len = u32::from(first) << (second % 8);
+            let address = driver.allocate(len as usize);
+            driver.offer(0, &[], &[(address, len)]);
+        }
+        5 => {
+            let address = driver.allocate(4);
+            driver.offer(2, &[], &[(address, 4)]);
+        }
+        // The client may be gone, or its socket full.
+        6 => drop(client.write(&vec![first; usize::from(second) * 64])),
+        _ if first == 0 => drop(client.shutdown(std::net::Shutdown::Both)),
+        _ if first == 1 => drop(client.shutdown(std::net::Shutdown::Write)),
+        _ => drop(client.read(&mut vec![0; usize::from(second) * 256])),
+    }
+    later
+}
+
+fn memory(data: &[u8]) -> GuestMemoryMmap {
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
+    memory.write_slice(&data[..data.len().min(MEMORY_BYTES)], GuestAddress(0)).unwrap();
+    memory
+}
+
+fn queue(start: u32) -> Queue {
+    let mut queue = Queue::new(QUEUE_SIZE).unwrap();
+    queue.set_desc_table_address(Some(start), None);
+    queue.set_avail_ring_address(Some(start + 0x100), None);
+    queue.set_used_ring_address(Some(start + 0x200), None);
+    queue.set_ready(true);
+    queue
+}
+
+fn listener() -> (UnixListener, SocketAddr) {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let name = format!("pando-fuzz-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+    let address = SocketAddr::from_abstract_name(name).unwrap();
+    (UnixListener::bind_addr(&address).unwrap(), address)
+}
+
+struct Ram(Vec<u8>);
+
+impl Backing for Ram {
+    fn len_bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let start = offset as usize;
+        buf.copy_from_slice(&self.0[start..start + buf.len()]); // A range past the end is the device's mistake.
+        Ok(())
+    }
+    fn write_at(&mut self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        let start = offset as usize;
+        self.0[start..start + buf.len()].copy_from_slice(buf);
+        Ok(())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A stand-in for a fuzzer, so that the entry points are known to work and the shallow lies are known to be harmless.
+    #[test]
+    fn random_lies_do_no_harm() {
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut next = || {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random
+        };
+        for _ in 0..3000 {
+            let len = next() % 2000;
+            // Small numbers are the better lies.
+            let data: Vec<u8> = (0..len).map(|_| (next() >> (8 * (next() % 8))) as u8 & (next() % 256) as u8).collect();
+            fuzz_block(&data);
+            fuzz_vsock(&data);
+            fuzz_state(&data);
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! Models of chips: a serial port, virtio devices behind virtio-mmio, and the page that tells a guest that it is a twin.
+//!
+//! Its own crate because all of it can be tested without KVM.
+//!
+//! *Invariant: nothing here starts a thread, opens a file or reads the clock.* Sockets, disks and memory come in from
+//! the caller, so a fork cannot surprise a device: what it is can be saved as plain data, and what it holds is given to
+//! it anew.
+
+pub mod serial; // a 16550
+pub mod twin; // "you have been forked": one read-only page
+pub mod virtio; // block, vsock and rng, and the transport before them
+
+#[cfg(test)]
+mod contract; // the laws that every saved state keeps
+#[cfg(feature = "fuzzing")]
+mod fuzz; // one entry point per thing that a guest or a file can lie about
+
+#[cfg(feature = "fuzzing")]
+pub use fuzz::{fuzz_block, fuzz_state, fuzz_vsock};

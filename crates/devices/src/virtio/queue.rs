@@ -1,0 +1,61 @@
+//! One pass over a queue: it ends after what it found at its start.
+
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::DeviceError;
+use super::chain::Chain;
+
+/// Answers every chain that is there now. `answer` returns how many bytes it wrote. A queue that the driver does not
+/// use has none. Returns whether the driver wants an interrupt for what it got back.
+pub(super) fn serve<'m>(
+    queue: &mut Queue,
+    memory: &'m GuestMemoryMmap,
+    mut answer: impl FnMut(&Chain<'m>) -> Result<u32, DeviceError>,
+) -> Result<bool, DeviceError> {
+    let count = available(queue, memory)?;
+    for _ in 0..count {
+        let Some(chain) = pop(queue, memory)? else { break };
+        let written = answer(&chain)?;
+        give_back(queue, memory, chain.head(), written)?;
+    }
+    Ok(count != 0 && wants_interrupt(queue, memory)?)
+}
+
+/// How many chains are there now: at most the queue's size.
+pub(super) fn available(queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<u16, DeviceError> {
+    if !queue.ready() {
+        return Ok(0);
+    }
+    queue.iter(memory)?; // Refuses an index that is further ahead than the queue is long.
+    let index = queue.avail_idx(memory, Ordering::Acquire)?.0;
+    Ok(index.wrapping_sub(queue.next_avail()).min(queue.size()))
+}
+
+/// Takes the next chain. [`QueueOwnedT::go_to_previous_position`] puts it back.
+pub(super) fn pop<'m>(queue: &mut Queue, memory: &'m GuestMemoryMmap) -> Result<Option<Chain<'m>>, DeviceError> {
+    let Some(descriptors) = queue.iter(memory)?.next() else { return Ok(None) };
+    Ok(Some(Chain::claim(memory, descriptors)?))
+}
+
+/// Gives a chain back with `written` bytes in its writable buffers.
+pub(super) fn give_back(
+    queue: &mut Queue,
+    memory: &GuestMemoryMmap,
+    head: u16,
+    written: u32,
+) -> Result<(), DeviceError> {
+    Ok(queue.add_used(memory, head, written)?)
+}
+
+/// Whether the driver asks to be told of what it got back. Asked after the last [`give_back`].
+pub(super) fn wants_interrupt(queue: &Queue, memory: &GuestMemoryMmap) -> Result<bool, DeviceError> {
+    // A driver that turns interrupts on looks at the ring once more, so only the order of these two matters.
+    fence(Ordering::SeqCst);
+    let flags: u16 =
+        memory.load(GuestAddress(queue.avail_ring()), Ordering::Relaxed).map_err(virtio_queue::Error::GuestMemory)?;
+    Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+}
