@@ -1,0 +1,257 @@
+//! Anyone ↔ daemon: the bodies of the REST API, JSON. Every field is documented here and nowhere else; the OpenAPI
+//! document is derived from these types.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+
+/// A VM to create and boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunRequest {
+    /// Its name: 1 to 63 of `a-z`, `0-9`, `-` and `.`, beginning with a letter or digit; one is made up when absent.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Digest of an image that was imported before.
+    pub image: String,
+    /// vCPUs, 1 to 32.
+    #[serde(default = "one")]
+    pub cpus: u8,
+    /// RAM in bytes, 128 MiB to 64 GiB, rounded up to 2 MiB.
+    #[serde(default = "default_memory")]
+    pub memory_bytes: u64,
+    /// Size of the root disk in bytes; grown from the image's size when larger.
+    #[serde(default)]
+    pub disk_bytes: Option<u64>,
+    /// The command and its arguments; nothing is started when empty.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// Environment of the command and of every `exec`.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Working directory of the command.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// User of the command: a name in the image's `/etc/passwd` or `uid[:gid]`.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Path of a kernel on the daemon's host, `bzImage` or ELF; Debian's cloud kernel when absent.
+    #[serde(default)]
+    pub kernel: Option<String>,
+}
+
+fn one() -> u8 {
+    1
+}
+
+fn default_memory() -> u64 {
+    512 << 20
+}
+
+/// A fork of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ForkRequest {
+    /// The children, in order; 1 to 250.
+    pub children: Vec<ChildSpec>,
+}
+
+/// One child of a fork.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChildSpec {
+    /// Its name; one is made from the parent's when absent.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Added to the parent's environment for every `exec` in the child and for its fork hooks.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+}
+
+/// How a fork went. A child that failed does not fail the others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ForkReport {
+    /// The parent's name.
+    pub parent: String,
+    /// From the arrival of the request until records, files and sockets of the children were there, in microseconds.
+    pub prepare_us: u64,
+    /// Then, until the parent's programs stood still (0 when they need not), in microseconds.
+    pub barrier_us: u64,
+    /// Then, how long the parent itself stood still, in microseconds.
+    pub pause_us: u64,
+    /// Of that: until every vCPU and device stood still.
+    pub park_us: u64,
+    /// Of that: reading the state of vCPUs and devices.
+    pub save_us: u64,
+    /// Of that: freezing the top layer of the disk.
+    pub seal_us: u64,
+    /// Of that: `fork(2)` itself.
+    pub fork_us: u64,
+    /// Of that: until every vCPU ran again.
+    pub resume_us: u64,
+    /// The longest gap that a heartbeat inside the parent saw around the fork, in microseconds. Absent when the
+    /// parent's agent did not answer.
+    pub guest_gap_us: Option<u64>,
+    /// 4 KiB pages of guest memory that parent and children shared right after the fork.
+    pub shared_pages: u64,
+    /// How many pages the children prepared ahead because an earlier child wrote them; 0 at a VM's first fork.
+    #[serde(default)]
+    pub expected_pages: u32,
+    /// One entry per child asked for, in order.
+    pub children: Vec<ChildReport>,
+}
+
+/// How one child of a fork went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ChildReport {
+    /// Its name.
+    pub name: String,
+    /// Its id, when it runs.
+    pub id: Option<String>,
+    /// From the request until the first successful reply of its agent, in microseconds.
+    pub ready_us: Option<u64>,
+    /// Where the child's time went, phase by phase, in microseconds (`seed`, `wait`, `create_vm`, `memory`, `vcpus`,
+    /// `devices`, `total`), and of the `agent` from then on until its first reply.
+    pub phases_us: BTreeMap<String, u64>,
+    /// Why it does not run.
+    pub error: Option<String>,
+}
+
+/// A VM as the daemon sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Vm {
+    /// UUIDv7, unique among all daemons.
+    pub id: String,
+    /// Unique in this daemon.
+    pub name: String,
+    /// Where in its life it is.
+    pub state: State,
+    /// Why it stopped, when it did.
+    pub ending: Option<String>,
+    /// The id of the VM that it was forked from, also after that one was removed.
+    pub parent: Option<String>,
+    /// The image that its root disk began from.
+    pub image: String,
+    /// vCPUs.
+    pub cpus: u8,
+    /// RAM in bytes.
+    pub memory_bytes: u64,
+    /// The command that it was started with.
+    pub command: Vec<String>,
+    /// Its environment.
+    pub env: BTreeMap<String, String>,
+    /// Process id of its monitor while it runs.
+    pub pid: Option<u32>,
+    /// When it was created, in milliseconds since 1970.
+    pub created_ms: i64,
+    /// The daemon that owns it.
+    pub owner: String,
+    /// Counts the owners; a write by a stale one is lost.
+    pub epoch: i64,
+    /// Its memory on the host, when asked for one VM and it runs.
+    pub usage: Option<Usage>,
+}
+
+/// What a VM's memory costs (`smaps_rollup` of its monitor), in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Usage {
+    /// Resident: private and shared.
+    pub rss_bytes: u64,
+    /// Resident, each shared page divided by its sharers.
+    pub pss_bytes: u64,
+    /// Resident and nobody else's.
+    pub private_bytes: u64,
+}
+
+/// Where in its life a VM is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Being booted or forked.
+    Starting,
+    /// Its vCPUs run.
+    Running,
+    /// It stands still.
+    Paused,
+    /// It has ended; its disk is kept until it is removed.
+    Stopped,
+}
+
+/// A program to run in a VM, for callers that need neither a terminal nor a stream.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExecRequest {
+    /// The program, looked up in `PATH`, and its arguments.
+    pub argv: Vec<String>,
+    /// Added to the environment of the VM.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Working directory; `/` when absent.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// A name in `/etc/passwd` or `uid[:gid]`; root when absent.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// What its standard input holds; nothing when absent.
+    #[serde(default)]
+    pub stdin: Option<String>,
+    /// It is killed after so many milliseconds; 60 000 when absent.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+}
+
+/// How a program that was run in a VM went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ExecReport {
+    /// Its exit status; 128 and the signal's number when a signal ended it, as shells say it.
+    pub exit: i32,
+    /// What it wrote to standard output; what is not UTF-8 is replaced.
+    pub stdout: String,
+    /// What it wrote to standard error, likewise.
+    pub stderr: String,
+    /// Whether it wrote more than 8 MiB, of which the rest is not here.
+    pub truncated: bool,
+}
+
+/// An image that VMs can begin from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Image {
+    /// blake3 of the disk.
+    pub digest: String,
+    /// Size of the disk.
+    pub size_bytes: u64,
+}
+
+/// Something that happened to a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    /// Counts up; `?after=` continues behind it.
+    pub seq: i64,
+    /// When, in milliseconds since 1970.
+    pub at_ms: i64,
+    /// Whose.
+    pub vm: String,
+    /// `created`, `running`, `forked`, `paused`, `resumed`, `stopped`, `removed`.
+    pub kind: String,
+    /// More, for people.
+    pub detail: String,
+}
+
+/// Every answer that is not a success carries this.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Error {
+    /// One sentence: what could not be done.
+    pub error: String,
+    /// Its causes, outermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub because: Vec<String>,
+}
+
+/// What answers at `GET /version`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Version {
+    /// The daemon's version.
+    pub version: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+}

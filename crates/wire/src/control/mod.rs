@@ -1,0 +1,201 @@
+//! Daemon ↔ monitor: the monitor opens no path, so every file it uses arrives here as a descriptor.
+//!
+//! A monitor listens on a `SOCK_SEQPACKET` Unix socket that its daemon bound and handed over as standard input. A
+//! connection carries requests and their responses in turn, one packet each: postcard, descriptors attached.
+//! [`Request::Start`] must be the first request that a monitor ever sees; a monitor made by a fork listens on the
+//! socket that it was given in [`Request::Fork`] and waits for its own [`Request::Start`] there.
+
+mod socket; // packets with descriptors
+
+use serde::{Deserialize, Serialize};
+pub use socket::{Connection, Listener};
+
+/// What the daemon asks of a monitor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// Begin to run. Descriptors: as [`Start`] lists them.
+    Start(Start),
+    /// Copy the running or paused VM. One descriptor per child: the listening control socket of that child, in order.
+    Fork(Fork),
+    /// Stop the vCPUs and devices where they are.
+    Pause,
+    /// Undo `Pause`.
+    Resume,
+    /// End the process now. The guest is not asked.
+    Kill,
+    /// What the VM is doing.
+    Status,
+    /// Which pages this VM alone has: what it has written since its fork. Descriptor: this monitor's
+    /// `/proc/PID/pagemap` (read).
+    Touched,
+    /// The pages that a child of this VM is going to write soon after its fork, as an earlier one did.
+    Expect(WorkingSet),
+    /// Keep this connection and send a [`Response::Ended`] when the VM ends.
+    Watch,
+}
+
+/// The most children that one fork makes: each needs a descriptor in the same packet (`SCM_MAX_FD` is 253).
+pub const MAX_CHILDREN: usize = 250;
+
+/// How a VM begins.
+///
+/// Descriptors, in this order: `/dev/kvm`, console log (append), vsock listener (a `SOCK_STREAM` Unix listener), disk
+/// base (read), one data file per inherited layer, oldest first (read), the own layer's data file and map journal
+/// (read and write); for [`Origin::Boot`] then kernel and initramfs (read), and for [`Origin::Boot`] with
+/// `recover_layers` one map journal per inherited layer (read).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// Where the machine's state comes from.
+    pub origin: Origin,
+    /// What VMGENID shows: unique to this VM.
+    pub generation: [u8; 16],
+    /// 32 bytes that no other VM gets, from which the guest reseeds its RNG.
+    pub seed: [u8; 32],
+    /// How many inherited layers the disk has.
+    pub inherited_layers: u32,
+}
+
+/// Where a machine's state comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Origin {
+    /// Power-on.
+    Boot(Boot),
+    /// What this process inherited from its parent at a fork.
+    Fork,
+}
+
+/// A machine at power-on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Boot {
+    /// vCPUs, 1 to 32.
+    pub vcpus: u8,
+    /// RAM in bytes, a multiple of 2 MiB, to 64 GiB.
+    pub memory_bytes: u64,
+    /// The root disk in bytes: at least the base's length, a multiple of 4096. Unused with `recover_layers`.
+    pub disk_bytes: u64,
+    /// The kernel's command line, which the monitor completes with nothing.
+    pub command_line: String,
+    /// Whether the own layer holds data from an earlier life, to be found by its journal, rather than being empty.
+    pub recover_layers: bool,
+}
+
+/// A fork of the VM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Fork {
+    /// How many children, 1 to [`MAX_CHILDREN`].
+    pub children: u32,
+}
+
+/// What a monitor answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Response {
+    /// Done.
+    Done,
+    /// The VM runs; for a child, where its time went.
+    Started(StartTimings),
+    /// The fork is made and the parent runs on. The children report for themselves.
+    Forked(ForkTimings),
+    /// Answer to [`Request::Status`].
+    Status(Status),
+    /// Answer to [`Request::Touched`]. Empty when there are more than [`WorkingSet::MAX_PAGES`].
+    Touched(WorkingSet),
+    /// The VM has ended; the last message on every connection that watches.
+    Ended(Ending),
+    /// It could not be done, and nothing changed. The error and its causes, outermost first.
+    Refused(Vec<String>),
+}
+
+/// Pages of guest memory.
+///
+/// Siblings write nearly the same pages first, because their kernels do the same work, so what one wrote is prepared for
+/// the next: copied in one go, and mapped in one go.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkingSet(
+    /// First page, and how many from there on; ascending. A page is 4096 bytes of guest-physical addresses.
+    pub Vec<(u32, u32)>,
+);
+
+impl WorkingSet {
+    /// A child that has written more is at work of its own, from which nothing can be learned: 8 MiB.
+    pub const MAX_PAGES: u32 = 2048;
+
+    /// How many pages these are.
+    pub fn pages(&self) -> u32 {
+        self.0.iter().fold(0, |pages, run| pages.saturating_add(run.1))
+    }
+}
+
+/// Answer to [`Request::Status`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The monitor's process id.
+    pub pid: u32,
+    /// Where in its life the VM is.
+    pub phase: Phase,
+}
+
+/// Where in its life a VM is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// No `Start` yet.
+    Created,
+    /// The vCPUs run.
+    Running,
+    /// The vCPUs and the devices stand still.
+    Paused,
+}
+
+/// Why a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ending {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// [`Request::Kill`].
+    Killed,
+    /// The guest did what cannot be continued (a triple fault, an access that KVM cannot emulate).
+    Crashed(String),
+}
+
+/// Where the time of a fork went, in microseconds, as the parent measured it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForkTimings {
+    /// From the first vCPU being told to stop until all run again: `park + save + seal + fork + resume`.
+    pub pause_us: u64,
+    /// Until every vCPU and device stood still.
+    pub park_us: u64,
+    /// Reading the state of vCPUs, interrupt controllers, clock and devices.
+    pub save_us: u64,
+    /// Freezing the top layer of the disk.
+    pub seal_us: u64,
+    /// `fork(2)` alone.
+    pub fork_us: u64,
+    /// Until every vCPU ran again.
+    pub resume_us: u64,
+    /// How many pages the children prepare because an earlier one wrote them.
+    pub expected_pages: u32,
+}
+
+/// Where the time of a start went, in microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartTimings {
+    /// From the instant of the fork (or the start of a boot) until the first vCPU entered the guest.
+    pub total_us: u64,
+    /// Waiting for the seed to fork this child.
+    pub seed_us: u64,
+    /// Waiting for the daemon's `Start`.
+    pub wait_us: u64,
+    /// `KVM_CREATE_VM` and the interrupt controllers.
+    pub create_vm_us: u64,
+    /// Memory slots.
+    pub memory_us: u64,
+    /// Copying the pages that a sibling wrote first.
+    pub copy_us: u64,
+    /// Mapping them for the guest.
+    pub map_us: u64,
+    /// Creating the vCPUs and loading their state.
+    pub vcpus_us: u64,
+    /// Devices, disk and threads.
+    pub devices_us: u64,
+}

@@ -1,0 +1,9 @@
+//! What crosses a process boundary: three languages, each a file of plain data.
+//!
+//! Its own crate because what is here is a compatibility promise: a daemon talks to monitors and agents
+//! that were started by an older build.
+
+pub mod agent; // host ↔ guest, over vsock
+pub mod api; // anyone ↔ daemon, JSON over HTTP
+pub mod control; // daemon ↔ monitor, with descriptors
+pub mod frame; // length-prefixed postcard on a byte stream
