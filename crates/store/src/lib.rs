@@ -1,0 +1,39 @@
+//! Checkpoints on disk: pages by content, written while others read, collect and write.
+//!
+//! Its own crate because the bytes it leaves on disk are a promise of their own (`docs/snapshot-format.md`), and because
+//! all of it can be tested without KVM.
+//!
+//! *Invariants.* A file has its final name only when its content is whole and durable, and is never changed after that.
+//! A checkpoint is published after everything it names. A page that is read was checked against its name. Writing and
+//! reading know no async runtime: the monitor does both.
+
+mod id; // names made from content
+mod format; // every byte, drawn and checked
+mod local; // files of a directory, and how processes share it
+mod store; // opening one, and what is in it
+mod write; // pages in
+mod read; // pages out
+mod gc; // taking back what nobody needs
+mod verify; // finding every flipped bit
+mod sizes; // how much room checkpoints take
+mod transfer; // into a file or a bucket, and back
+#[cfg(feature = "fuzzing")]
+mod fuzz; // entry points for fuzzers
+
+pub use format::{
+    Checkpoint, FORMAT, FileKind, FormatError, HEADER_BYTES, Kind, MAX_CHUNK_PAGES, MAX_NAME_BYTES, MAX_PACK_BYTES,
+    MAX_PAGES, Machine, Manifest, NameError, PAGE_BYTES, PackEntry, Page, Span,
+};
+#[cfg(feature = "fuzzing")]
+pub use fuzz::{fuzz_checkpoint, fuzz_manifest, fuzz_pack};
+pub use gc::{Collected, GcError};
+pub use id::{ChunkId, IdError, ManifestId, PackId};
+pub use local::FileError;
+pub use read::{Layer, OpenCheckpoint, ReadError};
+pub use sizes::Sizes;
+pub use store::{CheckpointError, Store};
+#[cfg(feature = "bucket")]
+pub use transfer::{Bucket, BucketError, BucketSpec, Pulled, Pushed, SpecError};
+pub use transfer::{ExportError, ImportError, IntakeError};
+pub use verify::{Damage, Verified};
+pub use write::{LayerWriter, Tuning, WriteError, Writer};

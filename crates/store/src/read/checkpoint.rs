@@ -1,0 +1,68 @@
+//! A checkpoint that stays while it is read.
+
+use super::error::ReadError;
+use super::layer::Layer;
+use crate::format::{Checkpoint, FormatError};
+use crate::id::ManifestId;
+use crate::local::{FileError, Lease, StoreLock};
+use crate::store::{CheckpointError, Inner, Store};
+use std::sync::Arc;
+
+/// A checkpoint that can be read. While it or one of its layers exists, nothing of it is collected, even if it is
+/// removed.
+pub struct OpenCheckpoint {
+    store: Arc<Inner>,
+    lease: Arc<Lease>,
+    checkpoint: Checkpoint,
+}
+
+impl Store {
+    /// Opens a checkpoint.
+    pub fn open_checkpoint(&self, name: &str) -> Result<OpenCheckpoint, CheckpointError> {
+        let inner = &self.inner;
+        // So that it is not removed and collected between reading it and pinning what it names.
+        let lock = StoreLock::shared(&inner.directory)?;
+        let stored = inner.stored_checkpoint(name)?;
+        let lease = Lease::take_locked(&inner.directory)?;
+        for id in stored.checkpoint.manifests() {
+            if !lease.pin_manifest_locked(id)? {
+                let gone = std::io::ErrorKind::NotFound.into();
+                return Err(FileError::io("find", &inner.directory.manifest(id), gone).into());
+            }
+        }
+        drop(lock);
+        inner.index_mut().load(&inner.directory, &stored.packs)?;
+        Ok(OpenCheckpoint { store: inner.clone(), lease: Arc::new(lease), checkpoint: stored.checkpoint })
+    }
+}
+
+impl OpenCheckpoint {
+    /// What it says.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// Its RAM, if it has any.
+    pub fn memory(&self) -> Result<Option<Layer>, ReadError> {
+        self.checkpoint.memory.map(|id| self.layer(id)).transpose()
+    }
+
+    /// One of the layers that it names.
+    pub fn layer(&self, id: ManifestId) -> Result<Layer, ReadError> {
+        let checkpoint = &self.checkpoint.name;
+        if !self.checkpoint.manifests().any(|named| named == id) {
+            return Err(ReadError::NoLayer { checkpoint: checkpoint.clone(), layer: id });
+        }
+        let manifest = self.store.directory.read_manifest(id)?;
+        if self.checkpoint.memory == Some(id) && manifest.kind() != crate::format::Kind::Memory {
+            let path = self.store.directory.manifest(id);
+            return Err(FileError::format(&path, FormatError::Field("layer kind")).into());
+        }
+        Ok(Layer {
+            store: self.store.clone(),
+            _lease: self.lease.clone(),
+            manifest: Arc::new(manifest),
+            checkpoint: checkpoint.as_str().into(),
+        })
+    }
+}

@@ -1,0 +1,12 @@
+//! Reading checkpoints, a page at a time and from any number of threads.
+
+mod error; // what is missing, and what that affects
+mod cache; // chunks that were read lately
+mod chunk; // from a pack to checked bytes
+mod layer; // pages of a layer
+mod checkpoint; // a checkpoint that stays while it is read
+
+pub use checkpoint::OpenCheckpoint;
+pub(crate) use chunk::{ChunkReader, decompress};
+pub use error::ReadError;
+pub use layer::Layer;

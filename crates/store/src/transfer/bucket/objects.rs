@@ -1,0 +1,160 @@
+//! Getting and putting objects, patiently.
+
+use super::error::BucketError;
+use super::spec::BucketSpec;
+use crate::format::{FileKind, FormatError, HEADER_BYTES, MAX_PACK_BYTES, seal, unseal};
+use crate::transfer::file::MAX_OTHER_BYTES;
+use crate::transfer::intake::IntakeError;
+use crate::transfer::names::Name;
+use futures_util::TryStreamExt;
+use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::path::Path;
+use object_store::{BackoffConfig, ClientOptions, Error, ObjectStore, ObjectStoreExt, RetryConfig};
+use std::time::Duration;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const BACKOFF: BackoffConfig =
+    BackoffConfig { init_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(5), base: 2.0 };
+
+/// A bucket with checkpoints, or for some. Cloning is cheap.
+#[derive(Debug, Clone)]
+pub struct Bucket {
+    objects: std::sync::Arc<AmazonS3>,
+    prefix: String,
+    /// As it is called in messages.
+    pub(super) name: String,
+}
+
+impl Bucket {
+    /// Prepares to talk to a bucket. Nothing is sent yet.
+    pub fn new(spec: &BucketSpec) -> Result<Self, BucketError> {
+        // One provider per process. Whoever chose before has chosen.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let name = spec.to_string();
+        let client = ClientOptions::new()
+            .with_timeout(spec.timeout)
+            .with_connect_timeout(CONNECT_TIMEOUT.min(spec.timeout))
+            .with_allow_http(spec.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://")));
+        let retry = RetryConfig { backoff: BACKOFF, max_retries: usize::MAX, retry_timeout: spec.patience };
+        let mut builder = AmazonS3Builder::new()
+            .with_bucket_name(&spec.bucket)
+            .with_region(&spec.region)
+            .with_access_key_id(&spec.access_key)
+            .with_secret_access_key(&spec.secret_key)
+            .with_client_options(client)
+            .with_retry(retry);
+        if let Some(endpoint) = &spec.endpoint {
+            builder = builder.with_endpoint(endpoint);
+        }
+        if let Some(token) = &spec.session_token {
+            builder = builder.with_token(token);
+        }
+        let unusable = |source| BucketError::Unreachable {
+            action: "prepare to find",
+            object: "anything".to_owned(),
+            bucket: name.clone(),
+            source: Box::new(source),
+        };
+        let objects = builder.build().map_err(unusable)?;
+        Ok(Self { objects: std::sync::Arc::new(objects), prefix: spec.prefix.clone(), name })
+    }
+
+    /// The names of the checkpoints in it, sorted.
+    pub async fn checkpoints(&self) -> Result<Vec<String>, BucketError> {
+        let folder = self.folder("checkpoints");
+        let listed: Vec<_> = self
+            .objects
+            .list(Some(&folder))
+            .try_collect()
+            .await
+            .map_err(|error| self.error("list", "checkpoints".to_owned(), error))?;
+        let names = listed.iter().filter_map(|object| object.location.filename()).map(str::to_owned);
+        let mut names: Vec<_> = names.filter(|name| crate::format::check_name(name).is_ok()).collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Removes a checkpoint from it. Its packs and manifests stay: others may need them.
+    pub async fn remove(&self, checkpoint: &str) -> Result<(), BucketError> {
+        crate::format::check_name(checkpoint).map_err(crate::store::CheckpointError::from)?;
+        let name = Name::Checkpoint(checkpoint.to_owned());
+        if self.size(&name).await?.is_none() {
+            return Err(BucketError::Absent { checkpoint: checkpoint.to_owned(), bucket: self.name.clone() });
+        }
+        self.objects.delete(&self.path(&name)).await.map_err(|error| self.error("remove", name.to_string(), error))
+    }
+
+    /// Whether it is a store of a format that is known here; `false` where it is none yet.
+    pub(super) async fn is_store(&self) -> Result<bool, BucketError> {
+        let Some(mark) = self.get(&Name::Mark).await? else { return Ok(false) };
+        let damaged = |why| IntakeError::format(&self.name, why);
+        match unseal(FileKind::Store, &mark).map_err(damaged)? {
+            [] => Ok(true),
+            _ => Err(damaged(FormatError::Length).into()),
+        }
+    }
+
+    pub(super) async fn make_store(&self) -> Result<(), BucketError> {
+        self.put(&Name::Mark, seal(FileKind::Store, vec![0; HEADER_BYTES])).await
+    }
+
+    /// The length of an object, if there is one of that name.
+    pub(super) async fn size(&self, name: &Name) -> Result<Option<u64>, BucketError> {
+        match self.objects.head(&self.path(name)).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(self.error("find", name.to_string(), error)),
+        }
+    }
+
+    /// All of an object, if there is one of that name. No more is read than a file of a store can have.
+    pub(super) async fn get(&self, name: &Name) -> Result<Option<Vec<u8>>, BucketError> {
+        let most = if let Name::Pack(_) = name { MAX_PACK_BYTES } else { MAX_OTHER_BYTES };
+        let read = async {
+            let found = self.objects.get(&self.path(name)).await?;
+            let len = found.meta.size;
+            if len > most {
+                return Ok(Err(len));
+            }
+            found.bytes().await.map(Ok)
+        };
+        match read.await {
+            Ok(Ok(bytes)) => Ok(Some(bytes.into())),
+            Ok(Err(len)) => Err(BucketError::TooLong { object: name.to_string(), bucket: self.name.clone(), len }),
+            Err(error @ Error::NotFound { .. }) if !is_no_bucket(&error) => Ok(None),
+            Err(error) => Err(self.error("read", name.to_string(), error)),
+        }
+    }
+
+    pub(super) async fn put(&self, name: &Name, bytes: Vec<u8>) -> Result<(), BucketError> {
+        let put = self.objects.put(&self.path(name), bytes.into()).await;
+        put.map(drop).map_err(|error| self.error("write", name.to_string(), error))
+    }
+
+    fn path(&self, name: &Name) -> Path {
+        self.folder(&name.to_string())
+    }
+
+    fn folder(&self, name: &str) -> Path {
+        match &*self.prefix {
+            "" => Path::from(name),
+            prefix => Path::from(format!("{prefix}/{name}")),
+        }
+    }
+
+    fn error(&self, action: &'static str, object: String, source: Error) -> BucketError {
+        let bucket = self.name.clone();
+        match source {
+            Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
+                BucketError::Refused { bucket, source: Box::new(source) }
+            }
+            Error::NotFound { .. } => BucketError::NoBucket { bucket, source: Box::new(source) },
+            _ => BucketError::Unreachable { action, object, bucket, source: Box::new(source) },
+        }
+    }
+}
+
+/// A server tells a missing bucket from a missing object only by a word in its answer.
+fn is_no_bucket(error: &Error) -> bool {
+    matches!(error, Error::NotFound { source, .. } if source.to_string().contains("NoSuchBucket"))
+}

@@ -1,0 +1,75 @@
+//! Out of a bucket: the packs and manifests that are not here, and then the checkpoint.
+
+use super::AT_ONCE;
+use super::error::BucketError;
+use super::objects::Bucket;
+use super::push::blocking;
+use crate::format::{FormatError, StoredCheckpoint, check_name};
+use crate::store::{CheckpointError, Store};
+use crate::transfer::intake::{Intake, IntakeError};
+use crate::transfer::names::Name;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use std::sync::Arc;
+
+/// What was fetched.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pulled {
+    /// Packs and manifests that were fetched.
+    pub fetched: usize,
+    /// Those that were here.
+    pub here: usize,
+    /// How much was fetched, in bytes.
+    pub bytes: u64,
+}
+
+impl Bucket {
+    /// Fetches a checkpoint and everything it needs, checking every byte before it is believed. What is here is not
+    /// fetched again, as long as garbage collection does not take what a pull that was cut off left. When this returns,
+    /// the checkpoint is here in full and durable.
+    pub async fn pull(&self, store: &Store, checkpoint: &str) -> Result<Pulled, BucketError> {
+        check_name(checkpoint).map_err(CheckpointError::from)?;
+        if !self.is_store().await? {
+            return Err(BucketError::NoStore(self.name.clone()));
+        }
+        let top = Name::Checkpoint(checkpoint.to_owned());
+        let Some(file) = self.get(&top).await? else {
+            return Err(BucketError::Absent { checkpoint: checkpoint.to_owned(), bucket: self.name.clone() });
+        };
+        let damaged = |why| IntakeError::format(&top, why);
+        let stored = StoredCheckpoint::read(&file).map_err(damaged)?;
+        if stored.checkpoint.name != checkpoint {
+            return Err(damaged(FormatError::Name).into());
+        }
+        let here = store.clone();
+        let intake = Arc::new(blocking(move || Intake::begin(&here)).await??);
+        let packs = stored.packs.iter().map(|id| Name::Pack(*id));
+        let manifests = stored.checkpoint.manifests().map(Name::Manifest);
+        let names: Vec<Name> = packs.chain(manifests).collect();
+        let pulled = stream::iter(names)
+            .map(|name| self.pull_file(&intake, name, checkpoint))
+            .buffer_unordered(AT_ONCE)
+            .try_fold(Pulled::default(), |sum, fetched| async move {
+                Ok(match fetched {
+                    Some(len) => Pulled { fetched: sum.fetched + 1, bytes: sum.bytes + len, ..sum },
+                    None => Pulled { here: sum.here + 1, ..sum },
+                })
+            })
+            .await?;
+        blocking(move || intake.checkpoint(&stored.checkpoint)).await??;
+        Ok(pulled)
+    }
+
+    /// Fetches a file unless it is here. Its length, if it was fetched.
+    async fn pull_file(&self, intake: &Arc<Intake>, name: Name, checkpoint: &str) -> Result<Option<u64>, BucketError> {
+        let (here, wanted) = (intake.clone(), name.clone());
+        if blocking(move || here.has(&wanted)).await?? {
+            return Ok(None);
+        }
+        let Some(bytes) = self.get(&name).await? else {
+            return Err(IntakeError::Incomplete { checkpoint: checkpoint.to_owned(), what: name.to_string() }.into());
+        };
+        let (len, intake) = (bytes.len() as u64, intake.clone());
+        blocking(move || intake.take(&name, &bytes)).await??;
+        Ok(Some(len))
+    }
+}

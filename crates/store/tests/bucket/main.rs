@@ -1,0 +1,250 @@
+//! Checkpoints in a bucket of a real S3 server: `moto_server`, on loopback.
+#![allow(clippy::unwrap_used, reason = "a test that finds something else than it expects is to panic")]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod proxy; // a network that is slow, broken or full
+mod server; // the S3 server
+
+use common::{Pages, assert_memory, files, numbered, publish, temporary};
+use pando_store::{Bucket, BucketError, Store};
+use proxy::{Mood, Proxy};
+use server::Server;
+use std::error::Error;
+use std::fs;
+use std::time::{Duration, Instant};
+
+/// Pages that do not compress: 3 packs of 2 MiB and a bit.
+const PAGES: u64 = 1700;
+
+fn pages(first: u64) -> Pages {
+    (0..PAGES).map(|at| (at, 2 * (first + at) + 1)).collect()
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(future)
+}
+
+/// An error with its causes.
+fn told(error: &(dyn Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join("\n  because: ")
+}
+
+#[test]
+fn a_checkpoint_comes_back_equal_and_what_is_there_is_not_sent_again() {
+    let server = Server::start();
+    let bucket = Bucket::new(&server.spec("round/trip")).unwrap();
+    let (here, there) = (temporary(), temporary());
+    let store = Store::create(here.path()).unwrap();
+    publish(&store, "one", PAGES, &pages(0)).unwrap();
+    let mut changed = pages(0);
+    changed.insert(7, 999_999);
+    publish(&store, "two", PAGES, &changed).unwrap();
+    run(async {
+        let first = bucket.push(&store, "one").await.unwrap();
+        assert_eq!((first.sent, first.there), (5, 0), "four packs and a manifest: {first:?}");
+        let again = bucket.push(&store, "one").await.unwrap();
+        assert_eq!((again.sent, again.there, again.bytes), (0, 5, 0));
+        let second = bucket.push(&store, "two").await.unwrap();
+        assert!(second.sent == 2 && second.there == 4, "one small pack and a manifest: {second:?}");
+        assert_eq!(bucket.checkpoints().await.unwrap(), ["one", "two"]);
+
+        let other = Store::create(there.path()).unwrap();
+        assert_eq!(bucket.pull(&other, "two").await.unwrap().here, 0);
+        assert_memory(&other, "two", PAGES, &changed);
+        assert_eq!(other.checkpoint("two").unwrap(), store.checkpoint("two").unwrap());
+        let rest = bucket.pull(&other, "one").await.unwrap();
+        assert_eq!((rest.fetched, rest.here), (1, 4), "only the manifest: {rest:?}");
+        assert_memory(&other, "one", PAGES, &pages(0));
+        assert_eq!(other.verify().unwrap().damage, []);
+
+        let absent = bucket.pull(&other, "three").await.unwrap_err();
+        assert!(
+            absent.to_string().starts_with("no checkpoint in s3://") && absent.to_string().ends_with("is called three")
+        );
+        bucket.remove("one").await.unwrap();
+        assert_eq!(bucket.checkpoints().await.unwrap(), ["two"]);
+        assert!(matches!(bucket.remove("one").await, Err(BucketError::Absent { .. })));
+    });
+}
+
+#[test]
+fn two_stores_do_not_overwrite_each_others_checkpoints() {
+    let server = Server::start();
+    let bucket = Bucket::new(&server.spec("shared")).unwrap();
+    let (one, other) = (temporary(), temporary());
+    let one = Store::create(one.path()).unwrap();
+    publish(&one, "same", 50, &numbered(50, 1)).unwrap();
+    let other_store = Store::create(other.path()).unwrap();
+    publish(&other_store, "same", 50, &numbered(50, 500)).unwrap();
+    run(async {
+        bucket.push(&one, "same").await.unwrap();
+        let refused = bucket.push(&other_store, "same").await.unwrap_err();
+        assert!(refused.to_string().starts_with("there is another checkpoint called same in s3://"), "{refused}");
+        let refused = bucket.pull(&other_store, "same").await.unwrap_err();
+        assert_eq!(refused.to_string(), "there is another checkpoint called same already");
+    });
+    assert_memory(&other_store, "same", 50, &numbered(50, 500));
+}
+
+#[test]
+fn wrong_credentials_are_refused_in_one_sentence() {
+    let server = Server::start();
+    let directory = temporary();
+    let store = Store::create(directory.path()).unwrap();
+    publish(&store, "one", 50, &numbered(50, 1)).unwrap();
+    server.ask_for_credentials();
+    let spec = server.spec("secret");
+    let bucket = Bucket::new(&spec).unwrap();
+    let begun = Instant::now();
+    let refused = run(bucket.push(&store, "one")).unwrap_err();
+    assert!(matches!(refused, BucketError::Refused { .. }), "{}", told(&refused));
+    assert_eq!(refused.to_string(), format!("{spec} refuses these credentials"));
+    assert!(begun.elapsed() < Duration::from_secs(5), "there is no point in trying that again");
+    assert_memory(&store, "one", 50, &numbered(50, 1));
+}
+
+#[test]
+fn a_bucket_that_is_not_there_is_named() {
+    let server = Server::start();
+    let mut spec = server.spec("x");
+    spec.bucket = "nowhere".to_owned();
+    let directory = temporary();
+    let store = Store::create(directory.path()).unwrap();
+    publish(&store, "one", 50, &numbered(50, 1)).unwrap();
+    let bucket = Bucket::new(&spec).unwrap();
+    let refused = run(bucket.push(&store, "one")).unwrap_err();
+    assert_eq!(refused.to_string(), "there is no bucket s3://nowhere/x", "{}", told(&refused));
+}
+
+#[test]
+fn a_server_that_dies_ends_the_push_and_one_that_is_back_takes_it() {
+    let mut server = Server::start();
+    let directory = temporary();
+    let store = Store::create(directory.path()).unwrap();
+    publish(&store, "one", PAGES, &pages(0)).unwrap();
+    let spec = server.spec("dies");
+    let bucket = Bucket::new(&spec).unwrap();
+    server.kill();
+    let begun = Instant::now();
+    let refused = run(bucket.push(&store, "one")).unwrap_err();
+    assert!(refused.to_string().starts_with("cannot read store in s3://"), "{}", told(&refused));
+    assert!(begun.elapsed() < 3 * spec.patience, "{:?}", begun.elapsed());
+    assert_memory(&store, "one", PAGES, &pages(0));
+    server.restart();
+    assert_eq!(run(bucket.push(&store, "one")).unwrap().sent, 5);
+    let elsewhere = temporary();
+    let other = Store::create(elsewhere.path()).unwrap();
+    run(bucket.pull(&other, "one")).unwrap();
+    assert_memory(&other, "one", PAGES, &pages(0));
+}
+
+#[test]
+fn a_push_goes_on_where_it_was_cut_off_and_until_then_nothing_is_offered() {
+    let server = Server::start();
+    let proxy = Proxy::before(&server);
+    let directory = temporary();
+    let store = Store::create(directory.path()).unwrap();
+    publish(&store, "one", PAGES, &pages(0)).unwrap();
+    let bucket = Bucket::new(&proxy.spec("cut")).unwrap();
+    // Enough for some packs and not for all.
+    proxy.mood(Mood::DieAfter(5 << 20));
+    let refused = run(bucket.push(&store, "one")).unwrap_err();
+    assert!(matches!(refused, BucketError::Unreachable { .. }), "{}", told(&refused));
+    proxy.mood(Mood::Well);
+    assert_eq!(run(bucket.checkpoints()).unwrap(), [""; 0]);
+    let rest = run(bucket.push(&store, "one")).unwrap();
+    assert!(rest.there > 0 && rest.sent > 0 && rest.there + rest.sent == 5, "{rest:?}");
+    assert_eq!(run(bucket.checkpoints()).unwrap(), ["one"]);
+}
+
+#[test]
+fn a_pull_that_is_cut_off_leaves_nothing_and_a_short_outage_is_sat_out() {
+    let server = Server::start();
+    let proxy = Proxy::before(&server);
+    let (here, there) = (temporary(), temporary());
+    let store = Store::create(here.path()).unwrap();
+    publish(&store, "one", PAGES, &pages(0)).unwrap();
+    let bucket = Bucket::new(&proxy.spec("pull")).unwrap();
+    run(bucket.push(&store, "one")).unwrap();
+    let other = Store::create(there.path()).unwrap();
+    proxy.mood(Mood::DieAfter(3 << 20));
+    run(bucket.pull(&other, "one")).unwrap_err();
+    assert_eq!(other.checkpoints().unwrap(), [""; 0]);
+    assert_eq!(other.verify().unwrap().damage, []);
+    // Down now, and back before patience ends.
+    let back = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(700));
+            proxy.mood(Mood::Well);
+        });
+        run(bucket.pull(&other, "one"))
+    });
+    back.unwrap();
+    assert_memory(&other, "one", PAGES, &pages(0));
+}
+
+#[test]
+fn a_slow_server_is_waited_for_and_a_stalled_one_is_not() {
+    let server = Server::start();
+    let proxy = Proxy::before(&server);
+    let directory = temporary();
+    let store = Store::create(directory.path()).unwrap();
+    publish(&store, "slow", 100, &pages(0).into_iter().take(100).collect()).unwrap();
+    let spec = proxy.spec("slow");
+    let bucket = Bucket::new(&spec).unwrap();
+    proxy.mood(Mood::Slow);
+    assert_eq!(run(bucket.push(&store, "slow")).unwrap().sent, 2);
+    proxy.mood(Mood::Stalled);
+    let begun = Instant::now();
+    let refused = run(bucket.pull(&store, "slow")).unwrap_err();
+    assert!(matches!(refused, BucketError::Unreachable { .. }), "{}", told(&refused));
+    assert!(begun.elapsed() < spec.patience + 2 * spec.timeout + Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_full_server_ends_the_push() {
+    let server = Server::start();
+    let proxy = Proxy::before(&server);
+    let directory = temporary();
+    let store = Store::create(directory.path()).unwrap();
+    publish(&store, "one", 50, &numbered(50, 1)).unwrap();
+    let bucket = Bucket::new(&proxy.spec("full")).unwrap();
+    proxy.mood(Mood::Full);
+    let refused = run(bucket.push(&store, "one")).unwrap_err();
+    assert!(told(&refused).contains("507"), "{}", told(&refused));
+    assert!(matches!(refused, BucketError::Unreachable { action: "write", .. }));
+    proxy.mood(Mood::Well);
+    run(bucket.push(&store, "one")).unwrap();
+}
+
+#[test]
+fn an_object_that_was_changed_is_refused_by_name() {
+    let server = Server::start();
+    let bucket = Bucket::new(&server.spec("changed")).unwrap();
+    let (here, there) = (temporary(), temporary());
+    let store = Store::create(here.path()).unwrap();
+    publish(&store, "one", 50, &numbered(50, 1)).unwrap();
+    run(bucket.push(&store, "one")).unwrap();
+    let pack = files(here.path(), "packs").remove(0);
+    let name = pack.file_name().unwrap().to_str().unwrap();
+    let mut bytes = fs::read(&pack).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    server.put(&format!("changed/packs/{name}"), &bytes);
+    let other = Store::create(there.path()).unwrap();
+    let refused = run(bucket.pull(&other, "one")).unwrap_err();
+    assert_eq!(refused.to_string(), format!("packs/{name} is damaged"));
+    assert_eq!(other.checkpoints().unwrap(), [""; 0]);
+    server.put("changed/store", &{
+        let mut mark = fs::read(here.path().join("store")).unwrap();
+        mark[8] = 2;
+        mark
+    });
+    let refused = run(bucket.pull(&other, "one")).unwrap_err().to_string();
+    assert!(
+        refused.ends_with("is of store format 2, and this build reads up to 1: a newer pando is needed"),
+        "{refused}"
+    );
+}

@@ -1,0 +1,70 @@
+//! Writes into a store for a test.
+//!
+//! ```text
+//! store-test-writer churn DIRECTORY NAME     writes, removes and collects until it is killed, and says what it did
+//! store-test-writer fill DIRECTORY           writes until that fails, and says why
+//! store-test-writer hold DIRECTORY NAME      opens a checkpoint, says so, and waits for its standard input to end
+//! ```
+#![expect(clippy::unwrap_used, reason = "a part of tests")]
+
+#[path = "pages.rs"]
+mod common;
+
+use pando_store::{Store, WriteError};
+use std::error::Error;
+use std::io::Read;
+use std::path::Path;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["churn", directory, name] => churn(Path::new(directory), name),
+        ["fill", directory] => fill(Path::new(directory)),
+        ["hold", directory, name] => {
+            let store = Store::open(Path::new(directory))?;
+            let open = store.open_checkpoint(name)?;
+            println!("open {}", open.checkpoint().name);
+            std::io::stdin().read_to_end(&mut Vec::new())?;
+            Ok(())
+        }
+        _ => Err("see the beginning of tests/common/writer.rs".into()),
+    }
+}
+
+/// Keeps the latest three of its checkpoints.
+fn churn(directory: &Path, name: &str) -> Result<(), Box<dyn Error>> {
+    let store = Store::create(directory)?;
+    println!("begun");
+    for number in 0u64.. {
+        let checkpoint = format!("{name}-{number}");
+        common::publish(&store, &checkpoint, common::CHURN_PAGES, &common::churned(&checkpoint))?;
+        println!("done {checkpoint}");
+        if let Some(old) = number.checked_sub(3) {
+            println!("removing {name}-{old}");
+            store.remove(&format!("{name}-{old}"))?;
+        }
+        if number % 4 == 3 {
+            store.collect()?;
+        }
+    }
+    Ok(())
+}
+
+fn fill(directory: &Path) -> Result<(), Box<dyn Error>> {
+    let store = Store::open(directory)?;
+    for number in 0u64.. {
+        let name = format!("fill-{number}");
+        // Pages that do not compress, and that no other checkpoint has.
+        let pages = (0..64).map(|at| (at, 2 * (1000 * (number + 1) + at) + 1)).collect();
+        match common::publish(&store, &name, 64, &pages) {
+            Ok(_) => println!("done {name}"),
+            Err(error @ WriteError::File(_)) => {
+                let cause = error.source().and_then(|error| error.source()).or(error.source());
+                println!("failed {error}: {}", cause.map_or_else(String::new, |cause| cause.to_string()));
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}

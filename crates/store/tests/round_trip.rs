@@ -1,0 +1,176 @@
+//! What goes in comes out, and costs what is new.
+#![allow(clippy::unwrap_used, reason = "a test that finds something else than it expects is to panic")]
+
+mod common;
+
+use common::{Pages, assert_memory, checkpoint, files, numbered, page, publish, temporary, write};
+use pando_store::{CheckpointError, Kind, PAGE_BYTES, Page, ReadError, Store, Tuning, WriteError};
+use proptest::collection::btree_map;
+use proptest::prelude::*;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 48 } else { 256 }))]
+
+    #[test]
+    fn every_page_of_memory_and_disk_comes_back(
+        memory in btree_map(0u64..200, 0u64..6, 0..80),
+        disk in btree_map(0u64..300, 0u64..6, 0..80),
+        chunk_pages in 1u32..=64,
+        pack_bytes in 4usize << 10..64 << 10,
+    ) {
+        let directory = temporary();
+        let store = Store::create(directory.path()).unwrap();
+        let writer = store.writer_with(Tuning { chunk_pages, pack_bytes, ..Tuning::default() }).unwrap();
+        let memory_id = write(&writer, Kind::Memory, 200, &memory).unwrap();
+        let disk_id = write(&writer, Kind::Disk, 300, &disk).unwrap();
+        writer.publish(&checkpoint("one", Some(memory_id), &[disk_id])).unwrap();
+        drop(writer);
+
+        let store = Store::open(directory.path()).unwrap();
+        assert_memory(&store, "one", 200, &memory);
+        let layer = store.open_checkpoint("one").unwrap().layer(disk_id).unwrap();
+        for at in 0..300 {
+            let mut bytes = [1; PAGE_BYTES];
+            let expected = match disk.get(&at) {
+                None => Page::Absent,
+                Some(0) => Page::Zero,
+                Some(_) => Page::Data,
+            };
+            prop_assert_eq!(layer.read_page(at, &mut bytes).unwrap(), expected);
+            prop_assert!(bytes == page(disk.get(&at).copied().unwrap_or(0)));
+        }
+    }
+
+    #[test]
+    fn the_same_content_has_the_same_manifest_however_it_was_written(
+        pages in btree_map(0u64..500, 0u64..50, 0..200),
+        other in btree_map(0u64..500, 0u64..50, 0..200),
+        threads in 1usize..4,
+    ) {
+        let directory = temporary();
+        let store = Store::create(directory.path()).unwrap();
+        let writer = store.writer().unwrap();
+        let first = write(&writer, Kind::Memory, 500, &pages).unwrap();
+        // Into another store, with other packs, in other pieces and beside other layers.
+        let elsewhere = temporary();
+        let store = Store::create(elsewhere.path()).unwrap();
+        let tuning = Tuning { threads, pack_bytes: 8 << 10, ..Tuning::default() };
+        let writer = store.writer_with(tuning).unwrap();
+        write(&writer, Kind::Memory, 500, &other).unwrap();
+        let mut layer = writer.layer(Kind::Memory, 500).unwrap();
+        let all: Vec<u8> = (0..500).flat_map(|at| page(pages.get(&at).copied().unwrap_or(0))).collect();
+        for (at, bytes) in all.chunks(7 * PAGE_BYTES).enumerate() {
+            layer.write(at as u64 * 7, bytes).unwrap();
+        }
+        prop_assert_eq!(layer.finish().unwrap(), first);
+    }
+}
+
+#[test]
+fn a_second_checkpoint_costs_what_changed() {
+    let directory = temporary();
+    let store = Store::create(directory.path()).unwrap();
+    // Odd numbers only, whose pages do not compress.
+    let mut pages: Pages = (0..2000).map(|at| (at, 2 * at + 1)).collect();
+    let first = publish(&store, "first", 2000, &pages).unwrap();
+    assert!(first > 2000 * PAGE_BYTES as u64);
+
+    pages.insert(1000, 99_999);
+    let store = Store::open(directory.path()).unwrap();
+    let second = publish(&store, "second", 2000, &pages).unwrap();
+    assert!(second < 5 * PAGE_BYTES as u64 + 500 * 60, "one chunk was new, and {second} bytes were written");
+    let third = publish(&store, "third", 2000, &pages).unwrap();
+    assert!(third < 500 * 60, "nothing was new but a manifest, and {third} bytes were written");
+    assert_memory(&Store::open(directory.path()).unwrap(), "second", 2000, &pages);
+}
+
+#[test]
+fn zero_pages_are_never_stored() {
+    let directory = temporary();
+    let store = Store::create(directory.path()).unwrap();
+    let zeroes: Pages = (0..5000).map(|at| (at, 0)).collect();
+    assert!(publish(&store, "zeroes", 5000, &zeroes).unwrap() < 100, "an empty manifest");
+    assert_memory(&store, "zeroes", 5000, &zeroes);
+    let writer = store.writer().unwrap();
+    let mut disk = writer.layer(Kind::Disk, 5000).unwrap();
+    disk.write_zeroes(10, 4000).unwrap();
+    let disk = disk.finish().unwrap();
+    writer.publish(&checkpoint("disk", None, &[disk])).unwrap();
+    let layer = store.open_checkpoint("disk").unwrap().layer(disk).unwrap();
+    assert_eq!(
+        [9, 10, 4009, 4010].map(|at| layer.page(at).unwrap()),
+        [Page::Absent, Page::Zero, Page::Zero, Page::Absent]
+    );
+    assert!(files(directory.path(), "packs").is_empty());
+}
+
+#[test]
+fn a_layer_that_is_there_is_reused_without_its_pages() {
+    let directory = temporary();
+    let store = Store::create(directory.path()).unwrap();
+    let pages = numbered(100, 1);
+    publish(&store, "first", 100, &pages).unwrap();
+    let memory = store.checkpoint("first").unwrap().memory.unwrap();
+    let writer = store.writer().unwrap();
+    let refused = writer.publish(&checkpoint("second", Some(memory), &[]));
+    assert!(matches!(refused, Err(WriteError::NoLayer(id)) if id == memory), "a layer must be held to be named");
+    writer.reuse(memory).unwrap();
+    writer.publish(&checkpoint("second", Some(memory), &[])).unwrap();
+    store.remove("first").unwrap();
+    assert_memory(&store, "second", 100, &pages);
+}
+
+#[test]
+fn a_name_is_given_once() {
+    let directory = temporary();
+    let store = Store::create(directory.path()).unwrap();
+    publish(&store, "one", 10, &numbered(10, 1)).unwrap();
+    let again = publish(&store, "one", 10, &numbered(10, 50));
+    assert_eq!(again.unwrap_err().to_string(), "there is a checkpoint called one already");
+    assert_memory(&store, "one", 10, &numbered(10, 1));
+    assert!(matches!(publish(&store, "../one", 1, &Pages::new()), Err(WriteError::Name(_))));
+    assert_eq!(store.checkpoints().unwrap(), ["one"]);
+    store.remove("one").unwrap();
+    assert!(matches!(store.open_checkpoint("one"), Err(CheckpointError::Absent(_))));
+    assert!(matches!(store.remove("one"), Err(CheckpointError::Absent(_))));
+}
+
+#[test]
+fn pages_out_of_order_are_refused() {
+    let directory = temporary();
+    let store = Store::create(directory.path()).unwrap();
+    let writer = store.writer().unwrap();
+    let mut layer = writer.layer(Kind::Memory, 10).unwrap();
+    layer.write(4, &page(1)).unwrap();
+    for (at, bytes) in [(4, &page(1)[..]), (0, &page(1)), (10, &page(1)), (9, &[1; 2 * PAGE_BYTES]), (5, &[1; 100])] {
+        assert!(matches!(layer.write(at, bytes), Err(WriteError::Order { page }) if page == at), "{at}");
+    }
+    assert!(matches!(layer.write_zeroes(u64::MAX, 2), Err(WriteError::Order { .. })));
+    let id = layer.finish().unwrap();
+    writer.publish(&checkpoint("one", Some(id), &[])).unwrap();
+    let memory = store.open_checkpoint("one").unwrap().memory().unwrap().unwrap();
+    assert!(matches!(memory.page(10), Err(ReadError::Range { page: 10, pages: 10 })));
+}
+
+#[test]
+fn many_threads_read_one_layer() {
+    let directory = temporary();
+    let store = Store::create(directory.path()).unwrap();
+    let pages = numbered(3000, 1);
+    publish(&store, "one", 3000, &pages).unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let memory = store.open_checkpoint("one").unwrap().memory().unwrap().unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let (memory, pages) = (memory.clone(), &pages);
+            scope.spawn(move || {
+                let mut bytes = [0; PAGE_BYTES];
+                for step in 0..3000 {
+                    let at = (step * 7 + thread * 1111) % 3000;
+                    memory.read_page(at, &mut bytes).unwrap();
+                    assert!(bytes == page(pages[&at]), "page {at}");
+                }
+            });
+        }
+    });
+}
