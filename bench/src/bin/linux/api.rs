@@ -1,0 +1,154 @@
+//! A daemon of the benchmark's own, and its API without a program in between whose start would be measured as well.
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+use std::{error, fmt};
+use tempfile::TempDir;
+
+/// Until the daemon answers.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// What the daemon did not do.
+#[derive(Debug)]
+pub(crate) enum ApiError {
+    /// It said no, or could not.
+    Refused(String),
+    /// Its answer is none that is understood.
+    Answer(String),
+    /// The host would not.
+    Host(io::Error),
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(answer) => write!(f, "the daemon refused: {answer}"),
+            Self::Answer(answer) => write!(f, "the daemon answered {answer}"),
+            Self::Host(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl error::Error for ApiError {}
+
+impl From<io::Error> for ApiError {
+    fn from(error: io::Error) -> Self {
+        Self::Host(error)
+    }
+}
+
+/// A daemon with folders of its own. Its VMs and files go when it is dropped.
+pub(crate) struct Daemon {
+    folder: TempDir,
+    pando: PathBuf,
+    process: Child,
+}
+
+impl Daemon {
+    /// Starts the `pando` at `pando` as a daemon. Its cache, with a kernel in it, is where the environment says.
+    pub(crate) fn start(pando: &Path) -> Result<Self, ApiError> {
+        // Short, because paths of sockets have room for 107 characters.
+        let folder = TempDir::with_prefix_in("pb.", "/tmp")?;
+        let log = File::create(folder.path().join("log"))?;
+        let process = Command::new(pando)
+            .args(["daemon", "--socket"])
+            .arg(folder.path().join("pando.sock"))
+            .env("PANDO_STATE_DIR", folder.path().join("state"))
+            .env("PANDO_RUNTIME_DIR", folder.path().join("run"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        let daemon = Self { folder, pando: pando.to_owned(), process };
+        let start = Instant::now();
+        while let Err(error) = daemon.call::<Value>("GET", "/version", &()) {
+            if start.elapsed() > START_LIMIT {
+                return Err(error);
+            }
+            sleep(Duration::from_millis(20));
+        }
+        Ok(daemon)
+    }
+
+    /// Imports an image of busybox and nothing else; its digest. A VM is booted and removed for it.
+    pub(crate) fn import(&self) -> Result<String, ApiError> {
+        let root = self.folder.path().join("root");
+        fs::create_dir_all(root.join("bin"))?;
+        fs::create_dir_all(root.join("etc"))?;
+        fs::copy("/bin/busybox", root.join("bin/busybox"))?;
+        for applet in ["dd", "kill", "cat", "setsid", "sh", "sleep", "true"] {
+            symlink("busybox", root.join("bin").join(applet))?;
+        }
+        fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
+        let mut run = Command::new(&self.pando);
+        run.args(["run", "--name", "import", "-o", "json"]).arg(&root);
+        let output = run.env("PANDO_HOST", format!("unix://{}", self.socket().display())).output()?;
+        if !output.status.success() {
+            return Err(ApiError::Refused(String::from_utf8_lossy(&output.stderr).into_owned()));
+        }
+        let vm: Value = parse(&output.stdout)?;
+        self.remove("import")?;
+        let digest = vm.get("image").and_then(Value::as_str).map(str::to_owned);
+        digest.ok_or_else(|| ApiError::Answer(vm.to_string()))
+    }
+
+    /// Ends and removes a VM.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), ApiError> {
+        self.call("DELETE", &format!("/vms/{name}?force=true"), &())
+    }
+
+    /// One request with a JSON body.
+    pub(crate) fn call<A: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        body: &impl serde::Serialize,
+    ) -> Result<A, ApiError> {
+        let body = serde_json::to_vec(body).map_err(|error| ApiError::Answer(error.to_string()))?;
+        let mut stream = UnixStream::connect(self.socket())?;
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: pando\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(&[head.as_bytes(), &body].concat())?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let text = String::from_utf8_lossy(&answer);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            return Err(ApiError::Answer(text.into_owned()));
+        };
+        match head.split(' ').nth(1) {
+            Some("204") => parse(b"null"),
+            Some("200") => parse(body.as_bytes()),
+            _ => Err(ApiError::Refused(body.to_owned())),
+        }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("pando.sock")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Whatever cannot be removed any more is gone already.
+        let vms: Vec<Value> = self.call("GET", "/vms", &()).unwrap_or_default();
+        for name in vms.iter().filter_map(|vm| vm.get("name")?.as_str()) {
+            let _ = self.remove(name);
+        }
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn parse<A: DeserializeOwned>(body: &[u8]) -> Result<A, ApiError> {
+    serde_json::from_slice(body).map_err(|_| ApiError::Answer(String::from_utf8_lossy(body).into_owned()))
+}

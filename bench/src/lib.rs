@@ -1,0 +1,14 @@
+//! A toy guest and the monitor that runs it: what a fork costs and promises, without an operating system in the way.
+//!
+//! The guest is 107 bytes of machine code in an ELF file, so it boots like any kernel, runs on a KVM that only emulates
+//! the CPU, and checks at every step that its registers and its memory are of one instant.
+
+mod figures; // medians, and how a figure and its bound are printed
+mod monitor; // `pando vmm`, driven over its control socket
+mod toy; // the guest
+mod witness; // another one, with several CPUs and devices
+
+pub use figures::{bound, median, median_of, mib, percentile, row, table, took};
+pub use monitor::{Child, Guest, Monitor, MonitorError, usable_kvm};
+pub use toy::{BROKEN, READY, Toy, executable};
+pub use witness::{Told, Witness};

@@ -1,0 +1,280 @@
+//! `pando vmm`, driven over its control socket as the daemon does it, without the daemon.
+
+use crate::Toy;
+use pando_wire::control::{
+    Boot, Connection, Fork, ForkTimings, Listener, Origin, Request, Response, Start, StartTimings,
+};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use std::fs::{self, File};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use std::{error, fmt, io, thread};
+use tempfile::TempDir;
+
+/// The disk that every toy has and none looks at.
+const DISK_BYTES: u64 = 4096;
+
+/// How long a monitor may take for anything. One that hangs takes for ever.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+
+/// A running monitor with a toy guest. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Monitor {
+    dir: Arc<TempDir>,
+    /// Those of its ancestors, which hold the files below and outlive them.
+    ancestors: Vec<Arc<TempDir>>,
+    base: PathBuf,
+    /// The data files of the layers that the disk inherited, oldest first.
+    inherited: Vec<PathBuf>,
+    /// The monitor that was started here; a child of a fork is somebody else's to reap.
+    process: Option<std::process::Child>,
+}
+
+/// What a monitor boots.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    /// An ELF executable.
+    pub kernel: Vec<u8>,
+    /// 1 to 32.
+    pub vcpus: u8,
+    /// A multiple of 2 MiB.
+    pub memory_bytes: u64,
+    /// All zeroes at first; a multiple of 4096.
+    pub disk_bytes: u64,
+}
+
+impl Guest {
+    /// How its machine is powered on.
+    pub fn boot(&self) -> Boot {
+        Boot {
+            vcpus: self.vcpus,
+            memory_bytes: self.memory_bytes,
+            disk_bytes: self.disk_bytes,
+            command_line: String::new(),
+            recover_layers: false,
+        }
+    }
+}
+
+/// A child of a fork, and where its time went.
+#[derive(Debug)]
+pub struct Child {
+    /// Its monitor.
+    pub monitor: Monitor,
+    /// What it reported.
+    pub timings: StartTimings,
+}
+
+/// What a monitor did not do.
+#[derive(Debug)]
+pub enum MonitorError {
+    /// It said no.
+    Refused(Vec<String>),
+    /// It answered something else than what was asked, or nothing.
+    Answer(String),
+    /// The host would not.
+    Host(io::Error),
+    /// The guest did not get there in time.
+    TimedOut,
+}
+
+impl fmt::Display for MonitorError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(chain) => write!(f, "{}", chain.join(": ")),
+            Self::Answer(answer) => write!(f, "the monitor answered {answer}"),
+            Self::Host(error) => write!(f, "{error}"),
+            Self::TimedOut => write!(f, "the guest did not get there in time"),
+        }
+    }
+}
+
+impl error::Error for MonitorError {}
+
+impl From<io::Error> for MonitorError {
+    fn from(error: io::Error) -> Self {
+        Self::Host(error)
+    }
+}
+
+/// Whether `/dev/kvm` can be opened here; native tests with toy guests need no more.
+pub fn usable_kvm() -> bool {
+    read_write("/dev/kvm".as_ref()).is_ok()
+}
+
+impl Monitor {
+    /// Starts the `pando` at `pando` as a monitor and boots `toy` in it.
+    pub fn boot(pando: &Path, toy: &Toy, memory_bytes: u64) -> Result<Self, MonitorError> {
+        Self::boot_guest(pando, &Guest { kernel: toy.elf(), vcpus: 1, memory_bytes, disk_bytes: DISK_BYTES })
+    }
+
+    /// Starts the `pando` at `pando` as a monitor and boots `guest` in it.
+    pub fn boot_guest(pando: &Path, guest: &Guest) -> Result<Self, MonitorError> {
+        let dir = Arc::new(tempfile::tempdir()?);
+        let (base, kernel, initramfs) = (dir.path().join("base"), dir.path().join("toy"), dir.path().join("initramfs"));
+        fs::write(&base, vec![0; DISK_BYTES as usize])?;
+        fs::write(&kernel, &guest.kernel)?;
+        fs::write(&initramfs, b"")?;
+        let listener = Listener::bind(&dir.path().join("control"))?;
+        let process = Command::new(pando)
+            .args(["vmm", "--name", "toy"])
+            .stdin(Stdio::from(listener.into_fd()))
+            .stdout(Stdio::null())
+            .spawn()?;
+        let monitor = Self { dir, ancestors: Vec::new(), base, inherited: Vec::new(), process: Some(process) };
+        monitor.start(Origin::Boot(guest.boot()), &[kernel, initramfs])?;
+        Ok(monitor)
+    }
+
+    /// Forks the VM. Every child has its `Start` waiting before the fork is asked for.
+    pub fn fork(&self, count: u32) -> Result<(ForkTimings, Vec<Child>), MonitorError> {
+        let mut inherited = self.inherited.clone();
+        inherited.push(self.dir.path().join("data"));
+        let mut starting = Vec::new();
+        let mut listeners = Vec::new();
+        for _ in 0..count {
+            let dir = Arc::new(tempfile::tempdir()?);
+            listeners.push(Listener::bind(&dir.path().join("control"))?);
+            let ancestors = self.ancestors.iter().chain([&self.dir]).cloned().collect();
+            let (base, inherited) = (self.base.clone(), inherited.clone());
+            let monitor = Self { dir, ancestors, base, inherited, process: None };
+            starting.push(thread::spawn(move || {
+                let timings = monitor.start(Origin::Fork, &[])?;
+                Ok(Child { monitor, timings })
+            }));
+        }
+        let fds: Vec<_> = listeners.iter().map(|listener| listener.as_fd()).collect();
+        let connection = self.connect()?;
+        connection.send(&Request::Fork(Fork { children: count }), &fds)?;
+        let forked = receive(&connection)?;
+        drop(listeners);
+        let children: Result<Vec<_>, MonitorError> = starting
+            .into_iter()
+            .map(|child| child.join().unwrap_or_else(|_| Err(MonitorError::Answer("a panic".into()))))
+            .collect();
+        match forked {
+            Response::Forked(timings) => Ok((timings, children?)),
+            other => Err(MonitorError::Answer(format!("{other:?}"))),
+        }
+    }
+
+    /// Sends one request without descriptors.
+    pub fn ask(&self, request: &Request) -> Result<Response, MonitorError> {
+        self.ask_with(request, &[])
+    }
+
+    /// Which pages its process alone has.
+    pub fn touched(&self) -> Result<WorkingSet, MonitorError> {
+        let pagemap = File::open(format!("/proc/{}/pagemap", self.pid()?))?;
+        match self.ask_with(&Request::Touched, &[pagemap.as_fd()])? {
+            Response::Touched(pages) => Ok(pages),
+            other => Err(MonitorError::Answer(format!("{other:?}"))),
+        }
+    }
+
+    fn ask_with(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<Response, MonitorError> {
+        let connection = self.connect()?;
+        connection.send(request, descriptors)?;
+        receive(&connection)
+    }
+
+    /// The folder with its files and sockets: `control`, `vsock`, `console`, `data`, `journal`.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The monitor's process id.
+    pub fn pid(&self) -> Result<u32, MonitorError> {
+        match self.ask(&Request::Status)? {
+            Response::Status(status) => Ok(status.pid),
+            other => Err(MonitorError::Answer(format!("{other:?}"))),
+        }
+    }
+
+    /// Everything that the guest has written to its console.
+    pub fn console(&self) -> Result<Vec<u8>, MonitorError> {
+        Ok(fs::read(self.dir.path().join("console"))?)
+    }
+
+    /// Waits until the guest has written at least `len` bytes, and returns all.
+    pub fn console_of(&self, len: usize, limit: Duration) -> Result<Vec<u8>, MonitorError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let console = self.console()?;
+            if console.len() >= len {
+                return Ok(console);
+            }
+            if Instant::now() > deadline {
+                return Err(MonitorError::TimedOut);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn connect(&self) -> Result<Connection, MonitorError> {
+        let connection = Connection::connect(&self.dir.path().join("control"))?;
+        set_socket_timeout(&connection, Timeout::Recv, Some(ANSWER_LIMIT)).map_err(io::Error::from)?;
+        Ok(connection)
+    }
+
+    fn start(&self, origin: Origin, boot_files: &[PathBuf]) -> Result<StartTimings, MonitorError> {
+        let at = |name: &str| self.dir.path().join(name);
+        let console = File::options().append(true).create(true).open(at("console"))?;
+        let vsock = UnixListener::bind(at("vsock"))?;
+        let mut fds: Vec<OwnedFd> = vec![read_write("/dev/kvm".as_ref())?.into(), console.into(), vsock.into()];
+        fds.push(File::open(&self.base)?.into());
+        for layer in &self.inherited {
+            fds.push(File::open(layer)?.into());
+        }
+        fds.push(read_write(&at("data"))?.into());
+        fds.push(read_write(&at("journal"))?.into());
+        for file in boot_files {
+            fds.push(File::open(file)?.into());
+        }
+        let inherited_layers = self.inherited.len() as u32;
+        let start = Start { origin, generation: new_generation(), seed: [2; 32], inherited_layers };
+        let connection = self.connect()?;
+        let borrowed: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+        connection.send(&Request::Start(start), &borrowed)?;
+        match receive(&connection)? {
+            Response::Started(timings) => Ok(timings),
+            other => Err(MonitorError::Answer(format!("{other:?}"))),
+        }
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.ask(&Request::Kill);
+        if let Some(process) = &mut self.process {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+/// Different for every VM of this process.
+fn new_generation() -> [u8; 16] {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let mut generation = [1; 16];
+    generation[..8].copy_from_slice(&(LAST.fetch_add(1, Ordering::Relaxed) + 1).to_le_bytes());
+    generation
+}
+
+fn receive(connection: &Connection) -> Result<Response, MonitorError> {
+    match connection.receive()? {
+        Some((Response::Refused(chain), _)) => Err(MonitorError::Refused(chain)),
+        Some((response, _)) => Ok(response),
+        None => Err(MonitorError::Answer("nothing".into())),
+    }
+}
+
+fn read_write(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).create(!path.starts_with("/dev")).truncate(false).open(path)
+}
