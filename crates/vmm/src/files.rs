@@ -1,0 +1,70 @@
+//! The descriptors that a VM is given: the monitor opens no path.
+
+use pando_sys::{Kvm, SysError};
+use pando_wire::control::{Origin, Start};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+
+/// What every VM is given, however it begins.
+pub(crate) struct Files {
+    pub(crate) kvm: Kvm,
+    pub(crate) console: File,
+    pub(crate) vsock: UnixListener,
+    pub(crate) disk: pando_disk::Files,
+}
+
+/// What a boot is given beside.
+pub(crate) struct BootFiles {
+    pub(crate) kernel: File,
+    pub(crate) initramfs: File,
+    /// Empty unless the disk is to be recovered.
+    pub(crate) inherited_journals: Vec<File>,
+}
+
+/// Why the descriptors are of no use.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FilesError {
+    /// Not as many as `Start` says.
+    #[error("{got} descriptors came with the request, where {wanted} belong")]
+    Count {
+        /// How many came.
+        got: usize,
+        /// How many should have.
+        wanted: usize,
+    },
+    /// The first one is not `/dev/kvm`.
+    #[error(transparent)]
+    Kvm(#[from] SysError),
+}
+
+/// Sorts `descriptors` by the order that [`Start`] documents.
+pub(crate) fn take(start: &Start, descriptors: Vec<OwnedFd>) -> Result<(Files, Option<BootFiles>), FilesError> {
+    let inherited = start.inherited_layers as usize;
+    let (boot, journals) = match &start.origin {
+        Origin::Boot(boot) => (2, if boot.recover_layers { inherited } else { 0 }),
+        Origin::Fork => (0, 0),
+    };
+    let wanted = 6 + inherited + boot + journals;
+    let count = FilesError::Count { got: descriptors.len(), wanted };
+    if descriptors.len() != wanted {
+        return Err(count);
+    }
+    let mut rest = descriptors.into_iter();
+    let Some(kvm) = rest.next() else { return Err(count) };
+    let mut rest = rest.map(File::from);
+    let (Some(console), Some(vsock), Some(base)) = (rest.next(), rest.next(), rest.next()) else { return Err(count) };
+    let layers = rest.by_ref().take(inherited).collect();
+    let (Some(data), Some(journal)) = (rest.next(), rest.next()) else { return Err(count) };
+    let files = Files {
+        kvm: Kvm::from_fd(kvm)?,
+        console,
+        vsock: UnixListener::from(OwnedFd::from(vsock)),
+        disk: pando_disk::Files { base, inherited: layers, data, journal },
+    };
+    let boot = match (rest.next(), rest.next()) {
+        (Some(kernel), Some(initramfs)) => Some(BootFiles { kernel, initramfs, inherited_journals: rest.collect() }),
+        _ => None,
+    };
+    Ok((files, boot))
+}

@@ -1,0 +1,136 @@
+//! A live VM becomes several: the point of it all.
+//!
+//! ```text
+//! parent   run ── pause · save · seal · fork(2) · resume ── run
+//!                                         │
+//! seed                                    └─ frozen memory, no KVM ─ fork(2) × (N - 1) ─ is the last child
+//!                                                                      │
+//! children                                                             └─ wait for Start ─ Vm::start(Image) ─ run
+//! ```
+//!
+//! The parent pauses once, however many children there are, and for one child memory is forked once. Nothing of the parent's is dropped in the seed or a
+//! child: these functions do not return there, so what the parent's stack still owns is simply never looked at again.
+//!
+//! A child shares three open files with its parent, and no other: its standard descriptors, until its `Start` gives it
+//! a standard error of its own. Standard input and output are what the first monitor of the tree was started with as
+//! standard output, `/dev/null`, for all of the tree and for ever. Whatever the daemon opens once and hands to several
+//! monitors (`/dev/kvm`, the base, sealed layers) these share with each other; they are only ever used in ways that
+//! leave no trace in an open file: ioctls, positioned reads.
+//!
+//! Whoever dies in between takes nobody along. The parent may end as soon as there is a seed; a seed that ends early
+//! leaves the children that it has made, and the sockets of the others close, as a child's does that cannot be forked
+//! or that ends before its start is through. Nobody waits for a child: the kernel puts away what is left of one.
+
+use crate::image::{DiskImage, Image};
+use crate::owner;
+use crate::vm::{Stopwatch, Vm, micros};
+use pando_sys::{Forked, SysError};
+use pando_wire::control::{ForkTimings, Listener, Phase};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+/// What a child of a fork knows when it begins to live.
+pub(crate) struct Inherited {
+    pub(crate) image: Image,
+    /// When the parent was told to stop.
+    pub(crate) asked: Instant,
+    /// When the seed had forked this child.
+    pub(crate) born: Instant,
+    /// The parent's generation.
+    pub(crate) generation: u64,
+}
+
+/// Why a VM was not forked. It goes on as it was.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ForkError {
+    /// The state of a vCPU or the interrupt controllers.
+    #[error("cannot save the state of the VM")]
+    Save(#[source] SysError),
+    /// `fork(2)` itself: no memory for the page tables, or a limit on processes.
+    #[error("the host has no room for another process")]
+    Fork(#[source] SysError),
+    /// The guest powered off, reset or crashed just then: its child would be one that nobody knows to be dead.
+    #[error("the guest has ended")]
+    Ended,
+    /// Cannot be: the VM stood still, and did not.
+    #[error("the VM did not stand still")]
+    NotPaused,
+}
+
+impl Vm {
+    /// Copies the VM into as many children as there are `listeners`, each of which gets one and waits on it for its
+    /// files. A VM that was paused stays so.
+    pub(crate) fn fork(&mut self, listeners: Vec<OwnedFd>) -> Result<ForkTimings, ForkError> {
+        let asked = Instant::now();
+        let mut clock = Stopwatch(asked);
+        let was_running = self.phase() == Phase::Running;
+        self.pause().map_err(ForkError::Save)?;
+        let mut timings =
+            ForkTimings { park_us: clock.lap_us(), expected_pages: self.expected.pages(), ..Default::default() };
+        let forked = self.fork_paused(&listeners, &mut timings, &mut clock);
+        let done = match forked {
+            Ok((Forked::Child, image)) => grow(image, listeners, asked, self.platform.generation()),
+            Ok((Forked::Parent(_), _)) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if done.is_ok() {
+            self.platform.count_fork();
+        }
+        if was_running {
+            self.resume();
+            let running = self.running_since();
+            timings.resume_us = clock.lap_us_at(running);
+            timings.pause_us = micros(running - asked);
+        } else {
+            timings.pause_us = micros(asked.elapsed());
+        }
+        done.map(|()| timings)
+    }
+
+    /// Everything inside the pause. In the child, the image is complete; in the parent, there is none.
+    fn fork_paused(
+        &mut self,
+        listeners: &[OwnedFd],
+        timings: &mut ForkTimings,
+        clock: &mut Stopwatch,
+    ) -> Result<(Forked, Option<Image>), ForkError> {
+        if self.has_ended() {
+            return Err(ForkError::Ended);
+        }
+        let machine = self.machine_state().map_err(ForkError::Save)?.ok_or(ForkError::NotPaused)?;
+        timings.save_us = clock.lap_us();
+        if !cfg!(feature = "plant-late-disk") {
+            self.platform.seal_disk();
+        }
+        timings.seal_us = clock.lap_us();
+        let keep: Vec<_> = listeners.iter().map(|listener| listener.as_fd()).collect();
+        let forked = pando_sys::fork(&keep).map_err(ForkError::Fork)?;
+        if let Forked::Parent(_) = forked {
+            timings.fork_us = clock.lap_us();
+            return Ok((forked, None));
+        }
+        if cfg!(feature = "plant-late-disk") {
+            self.platform.seal_disk();
+        }
+        let disk = self.platform.take_disk().map(|disk| DiskImage::Sealed(Box::new(disk.into_sealed())));
+        let (memory, expected) = (self.memory.clone(), self.expected.clone());
+        Ok((forked, disk.map(|disk| Image { machine, memory, disk, expected })))
+    }
+}
+
+/// The seed: forks all children but one, and is that one itself. A child that cannot be forked is one whose listener
+/// closes; its siblings live.
+fn grow(image: Option<Image>, mut listeners: Vec<OwnedFd>, asked: Instant, generation: u64) -> ! {
+    let (Some(image), Some(mut mine)) = (image, listeners.pop()) else { std::process::exit(1) };
+    let mut rest = listeners.into_iter();
+    while let Some(listener) = rest.next() {
+        if let Ok(Forked::Child) = pando_sys::fork(&[listener.as_fd()]) {
+            // Closed by the fork.
+            std::mem::forget(rest);
+            std::mem::forget(std::mem::replace(&mut mine, listener));
+            break;
+        }
+    }
+    let inherited = Inherited { image, asked, born: Instant::now(), generation };
+    owner::live_as_child(Listener::from_fd(mine), inherited)
+}

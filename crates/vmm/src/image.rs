@@ -1,0 +1,60 @@
+//! Everything a VM is at one instant. Boot and fork differ only in where it comes from.
+
+use crate::boot::{self, BootError};
+use crate::machine::MachineState;
+use pando_disk::Sealed;
+use pando_sys::Kvm;
+use pando_wire::control::{Boot, WorkingSet};
+use std::fs::File;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+/// A page, as a [`WorkingSet`] counts them.
+pub(crate) const PAGE: u64 = 4096;
+
+/// A VM at one instant.
+pub(crate) struct Image {
+    pub(crate) machine: MachineState,
+    pub(crate) memory: GuestMemoryMmap,
+    pub(crate) disk: DiskImage,
+    /// What it is known to write first, once it runs.
+    pub(crate) expected: WorkingSet,
+}
+
+/// What the disk holds at that instant.
+pub(crate) enum DiskImage {
+    /// The base and nothing else.
+    Fresh {
+        /// At least the base's length; what is beyond the base reads as zero.
+        len_bytes: u64,
+    },
+    /// What an earlier life of the VM had made durable, as the journals tell.
+    Kept {
+        /// One per inherited layer, oldest first.
+        inherited_journals: Vec<File>,
+    },
+    /// What the parent's disk held at the fork.
+    Sealed(Box<Sealed>),
+}
+
+impl Image {
+    /// A machine at power-on with `kernel` in its memory.
+    pub(crate) fn from_kernel(
+        kvm: &Kvm,
+        boot: &Boot,
+        kernel: &mut File,
+        initramfs: &mut File,
+        disk: DiskImage,
+    ) -> Result<Self, BootError> {
+        let (machine, memory) = boot::power_on(kvm, boot, kernel, initramfs)?;
+        Ok(Self { machine, memory, disk, expected: WorkingSet::default() })
+    }
+
+    /// Gives this process the pages of its own that the guest is going to write first.
+    pub(crate) fn unshare_expected(&self) {
+        for &(first, pages) in &self.expected.0 {
+            let (start, len) = (u64::from(first) * PAGE, pages as usize * PAGE as usize);
+            // Without memory for it now, there may be some when the guest gets there.
+            let _ = pando_sys::unshare(&self.memory, GuestAddress(start), len);
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! One VM: how it begins, runs, pauses and forks. `pando vmm` is this crate and nothing else.
+//!
+//! Read `image` for what a VM is, `vm` for its life, `fork` for the point of it all, `owner` for who may ask for what.
+
+mod boot; // a machine at power-on
+mod machine; // the state of vCPUs, interrupt controllers and devices
+mod image; // everything a VM is at one instant
+mod files; // the descriptors that a VM is given
+mod platform; // devices, and where the guest finds them
+mod gate; // how all threads are brought to stand still
+mod vcpu; // a thread per vCPU
+mod device_loop; // one thread for all devices
+mod vm; // start, pause, resume
+mod fork; // a live VM becomes several
+mod owner; // one owner per VM: the control socket and what the guest does by itself
+
+#[cfg(test)]
+mod tests; // what is promised of a VM, held against toy guests
+
+pub use owner::main;

@@ -1,0 +1,329 @@
+//! One owner per VM: it alone starts, pauses, forks and ends it, on request or because the guest did something.
+
+use crate::files;
+use crate::fork::Inherited;
+use crate::gate::lock;
+use crate::image::{DiskImage, Image};
+use crate::platform::Twin;
+use crate::vm::{Vm, micros};
+use pando_wire::control::{
+    Connection, Ending, Listener, MAX_CHILDREN, Origin, Phase, Request, Response, Start, StartTimings, Status,
+};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use std::collections::VecDeque;
+use std::error::Error;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// All that can happen to a VM beside a request.
+pub(crate) enum Event {
+    /// The guest ended.
+    Ended(Ending),
+}
+
+/// Where threads of the VM leave what the owner must know.
+#[derive(Clone)]
+pub(crate) struct Events(Arc<(Mutex<VecDeque<Event>>, OwnedFd)>);
+
+impl Events {
+    pub(crate) fn new() -> io::Result<Self> {
+        let ready = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self(Arc::new((Mutex::default(), ready))))
+    }
+
+    pub(crate) fn send(&self, event: Event) {
+        lock(&self.0.0).push_back(event);
+        // It can only fail when the counter is at its limit, and then the owner is as good as awake.
+        let _ = rustix::io::write(&self.0.1, &1u64.to_ne_bytes());
+    }
+
+    pub(crate) fn take(&self) -> Option<Event> {
+        lock(&self.0.0).pop_front()
+    }
+}
+
+/// The monitor of one VM: `pando vmm`. Standard input is its listening control socket.
+pub fn main(name: &str) -> ExitCode {
+    let listener = match take_stdin() {
+        Ok(listener) => listener,
+        Err(error) => {
+            eprintln!("error: {name}: standard input is not a control socket\n  because: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    // Children of forks are the daemon's to look after, and end whenever they do.
+    if let Err(error) = pando_sys::disown_children() {
+        eprintln!("error: {name}: {error}");
+        return ExitCode::FAILURE;
+    }
+    live(listener, None)
+}
+
+/// The same, for a child of a fork.
+pub(crate) fn live_as_child(listener: Listener, inherited: Inherited) -> ! {
+    let code = live(listener, Some(inherited));
+    std::process::exit(if code == ExitCode::SUCCESS { 0 } else { 1 })
+}
+
+/// Moves the control socket away from descriptor 0: standard descriptors are inherited by every child of a fork, and a
+/// child that held its parent's socket would make the parent look alive after its death.
+fn take_stdin() -> io::Result<Listener> {
+    let listener = rustix::io::fcntl_dupfd_cloexec(io::stdin().as_fd(), 3)?;
+    rustix::stdio::dup2_stdin(io::stdout().as_fd())?;
+    match rustix::net::sockopt::socket_acceptconn(&listener)? {
+        true => Ok(Listener::from_fd(listener)),
+        false => Err(io::Error::from(io::ErrorKind::InvalidInput)),
+    }
+}
+
+fn live(listener: Listener, inherited: Option<Inherited>) -> ExitCode {
+    let ending = Owner::new(listener, inherited).and_then(|mut owner| owner.run());
+    match ending {
+        Ok(Ending::Crashed(how)) => {
+            eprintln!("error: the guest cannot go on\n  because: {how}");
+            ExitCode::FAILURE
+        }
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: the monitor cannot go on\n  because: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Owner {
+    listener: Listener,
+    connections: Vec<Peer>,
+    events: Events,
+    /// Until the VM is started; then what it was made from is gone.
+    inherited: Option<Inherited>,
+    is_child: bool,
+    vm: Option<Vm>,
+}
+
+struct Peer {
+    connection: Connection,
+    watches: bool,
+}
+
+impl Owner {
+    fn new(listener: Listener, inherited: Option<Inherited>) -> io::Result<Self> {
+        let events = Events::new()?;
+        let is_child = inherited.is_some();
+        Ok(Self { listener, connections: Vec::new(), events, inherited, is_child, vm: None })
+    }
+
+    /// Serves until the VM ends.
+    fn run(&mut self) -> io::Result<Ending> {
+        loop {
+            let ready = self.wait()?;
+            let mut ready = ready.into_iter();
+            let is_knocking = ready.next() == Some(true);
+            if let Some(Event::Ended(ending)) = self.events.take() {
+                return Ok(self.end(ending));
+            }
+            ready.next(); // The events, which were just looked at.
+            let peers: Vec<bool> = ready.collect();
+            // From the last to the first, so that a peer that is removed does not move one still to be served.
+            for index in (0..peers.len()).rev().filter(|index| peers[*index]) {
+                if let Some(ending) = self.serve(index) {
+                    return Ok(self.end(ending));
+                }
+            }
+            if is_knocking {
+                self.welcome(); // Last, as it may send one of the others away.
+            }
+        }
+    }
+
+    /// Accepts a connection. When there is no room for one (of descriptors, or of memory), whoever has been silent for
+    /// longest makes room: a VM does not end because too many want to know how it is.
+    fn welcome(&mut self) {
+        let connection = self.listener.accept().and_then(|connection| {
+            // A peer that sends and never reads must not stop the VM.
+            rustix::io::ioctl_fionbio(&connection, true)?;
+            Ok(connection)
+        });
+        match (connection, self.connections.iter().position(|peer| !peer.watches)) {
+            (Ok(connection), _) => self.connections.push(Peer { connection, watches: false }),
+            (Err(_), Some(silent)) => drop(self.connections.remove(silent)),
+            // Nobody here can make room; it may come free elsewhere.
+            (Err(_), None) => thread::sleep(Duration::from_millis(10)),
+        }
+    }
+
+    /// Waits for anything to happen. Which of listener, events and connections are ready, in that order.
+    fn wait(&self) -> io::Result<Vec<bool>> {
+        let connections = self.connections.iter().map(|peer| peer.connection.as_fd());
+        let all = [self.listener.as_fd(), self.events.0.1.as_fd()].into_iter().chain(connections);
+        let mut fds: Vec<_> = all.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        match poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => Ok(vec![false; fds.len()]),
+            Err(error) => Err(error.into()),
+            Ok(_) => Ok(fds.iter().map(|fd| !fd.revents().is_empty()).collect()),
+        }
+    }
+
+    /// Serves one request of a connection. Returns how the VM ends, if that was the request.
+    fn serve(&mut self, index: usize) -> Option<Ending> {
+        let received = self.connections[index].connection.receive::<Request>();
+        let Ok(Some((request, descriptors))) = received else {
+            // It is gone, or speaks another language: either way there is nobody to answer.
+            self.connections.remove(index);
+            return None;
+        };
+        let response = match request {
+            Request::Kill => {
+                self.answer(index, &Response::Done);
+                return Some(Ending::Killed);
+            }
+            Request::Start(start) => self.start(&start, descriptors),
+            Request::Fork(fork) => self.fork(fork.children, descriptors),
+            Request::Pause => self.with_vm(|vm| vm.pause().map(|()| Response::Done)),
+            Request::Resume => self.with_vm(|vm| {
+                vm.resume();
+                Ok::<_, Refusal>(Response::Done)
+            }),
+            Request::Status => Response::Status(self.status()),
+            Request::Touched => self.touched(descriptors),
+            Request::Expect(pages) => self.with_vm(|vm| {
+                vm.expected = pages;
+                Ok::<_, Refusal>(Response::Done)
+            }),
+            Request::Watch => {
+                self.connections[index].watches = true;
+                Response::Done
+            }
+        };
+        self.answer(index, &response);
+        // A child of a fork that did not start has nothing left to start from.
+        let is_spent = self.is_child && self.vm.is_none() && self.inherited.is_none();
+        is_spent.then(|| Ending::Crashed("it could not be started as a child of its parent".into()))
+    }
+
+    fn answer(&mut self, index: usize, response: &Response) {
+        if self.connections[index].connection.send(response, &[]).is_err() {
+            // It is gone, or does not take its answers: what it would read next is not what it asked for.
+            self.connections.remove(index);
+        }
+    }
+
+    fn status(&self) -> Status {
+        let phase = self.vm.as_ref().map_or(Phase::Created, Vm::phase);
+        Status { pid: std::process::id(), phase }
+    }
+
+    fn end(&mut self, ending: Ending) -> Ending {
+        for peer in self.connections.iter().filter(|peer| peer.watches) {
+            let _ = peer.connection.send(&Response::Ended(ending.clone()), &[]);
+        }
+        ending
+    }
+
+    fn with_vm<E: Error + 'static>(&mut self, action: impl FnOnce(&mut Vm) -> Result<Response, E>) -> Response {
+        match self.vm.as_mut() {
+            None => refused(&Refusal::NotStarted),
+            Some(vm) => action(vm).unwrap_or_else(|error| refused(&error)),
+        }
+    }
+
+    fn touched(&mut self, descriptors: Vec<OwnedFd>) -> Response {
+        let Some(pagemap) = descriptors.into_iter().next().map(File::from) else {
+            return refused(&Refusal::Pagemap);
+        };
+        self.with_vm(|vm| vm.touched(&pagemap).map(Response::Touched))
+    }
+
+    fn start(&mut self, start: &Start, descriptors: Vec<OwnedFd>) -> Response {
+        if self.vm.is_some() {
+            return refused(&Refusal::Started);
+        }
+        match self.try_start(start, descriptors) {
+            Ok((vm, timings)) => {
+                self.vm = Some(vm);
+                Response::Started(timings)
+            }
+            Err(error) => refused(error.as_ref()),
+        }
+    }
+
+    fn try_start(&mut self, start: &Start, descriptors: Vec<OwnedFd>) -> Result<(Vm, StartTimings), Box<dyn Error>> {
+        let mut timings = StartTimings::default();
+        let (files, boot_files) = files::take(start, descriptors)?;
+        // What a monitor says about this VM belongs into this VM's log, also when it was forked from another.
+        rustix::stdio::dup2_stderr(&files.console)?;
+        let (image, asked, generation) = match (&start.origin, boot_files, self.inherited.take()) {
+            (Origin::Boot(boot), Some(mut from), None) => {
+                let asked = Instant::now();
+                let disk = match boot.recover_layers {
+                    true => DiskImage::Kept { inherited_journals: from.inherited_journals },
+                    false => DiskImage::Fresh { len_bytes: boot.disk_bytes },
+                };
+                let image = Image::from_kernel(&files.kvm, boot, &mut from.kernel, &mut from.initramfs, disk)?;
+                (image, asked, 0)
+            }
+            (Origin::Fork, None, Some(inherited)) => {
+                timings.seed_us = micros(inherited.born - inherited.asked);
+                timings.wait_us = micros(inherited.born.elapsed());
+                let unsharing = Instant::now();
+                inherited.image.unshare_expected();
+                timings.copy_us = micros(unsharing.elapsed());
+                (inherited.image, inherited.asked, inherited.generation + 1)
+            }
+            (_, _, inherited) => {
+                self.inherited = inherited;
+                return Err(Refusal::Origin.into());
+            }
+        };
+        let twin = Twin { generation, id: start.generation, seed: start.seed };
+        let mut vm = Vm::start(image, files, &twin, self.events.clone(), &mut timings)?;
+        vm.platform.repeat_interrupts();
+        vm.resume();
+        timings.total_us = micros(asked.elapsed());
+        Ok((vm, timings))
+    }
+
+    fn fork(&mut self, children: u32, listeners: Vec<OwnedFd>) -> Response {
+        let count = children as usize;
+        if !(1..=MAX_CHILDREN).contains(&count) || listeners.len() != count {
+            return refused(&Refusal::Children { asked: children, listeners: listeners.len() });
+        }
+        let Some(vm) = self.vm.as_mut() else { return refused(&Refusal::NotStarted) };
+        vm.fork(listeners).map_or_else(|error| refused(&error), Response::Forked)
+    }
+}
+
+/// Requests that the VM is in no state for.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("the VM has not been started")]
+    NotStarted,
+    #[error("the VM has been started before")]
+    Started,
+    #[error("a forked monitor starts from its fork, and any other from a boot")]
+    Origin,
+    #[error("{asked} children with {listeners} sockets; 1 to {MAX_CHILDREN} children have one each")]
+    Children { asked: u32, listeners: usize },
+    #[error("the pages of a VM are asked for with its pagemap")]
+    Pagemap,
+}
+
+fn refused(error: &(dyn Error + 'static)) -> Response {
+    Response::Refused(error_chain(error))
+}
+
+/// An error and its causes, outermost first.
+pub(crate) fn error_chain(error: &(dyn Error + 'static)) -> Vec<String> {
+    let mut chain = vec![error.to_string()];
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        chain.push(error.to_string());
+        cause = error.source();
+    }
+    chain
+}

@@ -1,0 +1,323 @@
+//! The devices of a machine, where the guest finds them, and which interrupt is whose.
+
+use crate::boot::{GENERATION_ADDRESS, RESET_PORT, SLEEP_CONTROL_PORT, SLEEP_POWER_OFF};
+use crate::gate::lock;
+use crate::owner::error_chain;
+use pando_devices::serial::{Serial, SerialState, SerialStateError};
+use pando_devices::twin::TwinPage;
+use pando_devices::virtio::VirtioDevice;
+use pando_devices::virtio::block::{self, Block};
+use pando_devices::virtio::mmio::{Effect, MmioDevice, Transport, TransportState, TransportStateError};
+use pando_devices::virtio::rng::Rng;
+use pando_devices::virtio::vsock::{Vsock, VsockRestoreError, VsockState};
+use pando_disk::Disk;
+use pando_memory::{MMIO_DEVICE_LEN, MMIO_DEVICES, MMIO_TWIN};
+use pando_sys::Vm;
+use rustix::event::{EventfdFlags, eventfd};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+
+/// The first serial port of a PC.
+pub(crate) const SERIAL_PORT: u16 = 0x3f8;
+pub(crate) const SERIAL_GSI: u32 = 4;
+const SERIAL_PORTS: std::ops::Range<u16> = SERIAL_PORT..SERIAL_PORT + 8;
+/// Virtio devices, in this order: block, vsock, rng.
+pub(crate) const DEVICE_COUNT: u32 = 3;
+/// What says that the generation counter changed.
+pub(crate) const GENERATION_GSI: u32 = 20;
+/// The guest's address on vsock. Every guest has the same: the host's end is a Unix socket, one per VM.
+const GUEST_CID: u64 = 3;
+
+/// The interrupt line of virtio device `index`.
+pub(crate) const fn device_gsi(index: u32) -> u32 {
+    16 + index
+}
+
+/// The state of all devices. `None` is a device that was just reset.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PlatformState {
+    serial: Option<SerialState>,
+    /// How many forks lie between the boot and this VM.
+    generation: u64,
+    block: Option<TransportState>,
+    vsock: Option<(TransportState, VsockState)>,
+    rng: Option<TransportState>,
+}
+
+/// What only this VM has, and its parent and siblings have not.
+pub(crate) struct Twin {
+    /// How many forks lie between the boot and this VM.
+    pub(crate) generation: u64,
+    /// What VMGENID shows.
+    pub(crate) id: [u8; 16],
+    /// What the guest reseeds its RNG from.
+    pub(crate) seed: [u8; 32],
+}
+
+/// What an access did beside being answered.
+#[must_use]
+pub(crate) enum Access {
+    Done,
+    PowerOff,
+    Reset,
+}
+
+/// Why the devices cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PlatformError {
+    /// A saved transport that no transport can have saved.
+    #[error("the saved state of a device is not one that it can have")]
+    Transport(#[from] TransportStateError),
+    /// A saved serial port that no port can have been.
+    #[error("the saved state of the serial port is not one that it can have")]
+    Serial(#[from] SerialStateError),
+    /// A saved vsock that no vsock can have been, or no room for its sockets.
+    #[error("cannot restore vsock")]
+    Vsock(#[from] VsockRestoreError),
+    /// A file or socket.
+    #[error("cannot set up a device's host side")]
+    Host(#[from] io::Error),
+    /// The generation counter does not lie in memory.
+    #[error("cannot write the generation counter")]
+    Generation(#[from] GuestMemoryError),
+}
+
+/// The devices of one machine.
+pub(crate) struct Platform {
+    vm: Arc<Vm>,
+    memory: GuestMemoryMmap,
+    wake: OwnedFd,
+    serial: Mutex<(Serial, File)>,
+    twin: Mutex<TwinPage>,
+    /// `None` only in the seed of a fork, which took the disk and has no use for the rest.
+    block: Mutex<Option<Transport<Block<Disk>>>>,
+    vsock: Mutex<Transport<Vsock>>,
+    rng: Mutex<Transport<Rng>>,
+    /// The restored serial port has an interrupt to raise.
+    serial_interrupt: AtomicBool,
+    /// The generation counter changed since the guest ran last.
+    is_new_twin: AtomicBool,
+}
+
+impl Platform {
+    /// Builds the devices from their states, with files of their own.
+    pub(crate) fn build(
+        state: &PlatformState,
+        twin: &Twin,
+        disk: Disk,
+        console: File,
+        vsock: UnixListener,
+        vm: Arc<Vm>,
+        memory: &GuestMemoryMmap,
+    ) -> Result<Self, PlatformError> {
+        memory.write_slice(&twin.id, GuestAddress(GENERATION_ADDRESS))?;
+        let (serial, serial_interrupt) = match &state.serial {
+            None => (Serial::new(), false),
+            Some(state) => Serial::restore(state.clone())?,
+        };
+        let disk = Block::new(disk, "root", block::Access::ReadWrite);
+        let block = transport(disk, state.block.as_ref())?;
+        let vsock = match &state.vsock {
+            None => Transport::new(Vsock::new(GUEST_CID, vsock)?),
+            Some((transport, state)) => Transport::restore(Vsock::restore(*state, vsock)?, transport.clone())?,
+        };
+        Ok(Self {
+            vm,
+            memory: memory.clone(),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?,
+            serial: Mutex::new((serial, console)),
+            twin: Mutex::new(TwinPage { generation: twin.generation, forks: 0, seed: twin.seed }),
+            block: Mutex::new(Some(block)),
+            vsock: Mutex::new(vsock),
+            rng: Mutex::new(transport(Rng::new(), state.rng.as_ref())?),
+            serial_interrupt: AtomicBool::new(serial_interrupt),
+            is_new_twin: AtomicBool::new(twin.generation > 0),
+        })
+    }
+
+    /// The state of all devices. Everything stands still.
+    pub(crate) fn state(&self) -> PlatformState {
+        let vsock = lock(&self.vsock);
+        PlatformState {
+            serial: Some(lock(&self.serial).0.state()),
+            generation: self.generation(),
+            block: lock(&self.block).as_ref().map(Transport::state),
+            vsock: Some((vsock.state(), vsock.device().state())),
+            rng: Some(lock(&self.rng).state()),
+        }
+    }
+
+    /// How many forks lie between the boot and this VM.
+    pub(crate) fn generation(&self) -> u64 {
+        lock(&self.twin).generation
+    }
+
+    /// The VM was forked: its agent, which may be waiting for it, sees that.
+    pub(crate) fn count_fork(&self) {
+        lock(&self.twin).forks += 1;
+    }
+
+    /// Freezes what the disk holds, for both sides of a fork.
+    pub(crate) fn seal_disk(&self) {
+        if let Some(block) = lock(&self.block).as_mut() {
+            block.device_mut().backing_mut().seal();
+        }
+    }
+
+    /// Takes the disk out, in the seed of a fork. `None` when that was done before.
+    pub(crate) fn take_disk(&self) -> Option<Disk> {
+        lock(&self.block).take().map(|block| block.into_device().into_backing())
+    }
+
+    pub(crate) fn mmio_read(&self, address: u64, data: &mut [u8]) -> Access {
+        data.fill(0);
+        if let Some(offset) = in_page(address, MMIO_TWIN) {
+            lock(&self.twin).read(offset, data);
+        } else if let Some((index, offset)) = device_at(address) {
+            self.with_device(index, |device| device.read(offset, data));
+        } // Else nothing is there, and reads as zero.
+        Access::Done
+    }
+
+    pub(crate) fn mmio_write(&self, address: u64, data: &[u8]) -> Access {
+        if let Some((index, offset)) = device_at(address)
+            && let Some(Effect::Notify) = self.with_device(index, |device| device.write(offset, data))
+        {
+            self.wake_devices();
+        }
+        Access::Done
+    }
+
+    pub(crate) fn port_in(&self, port: u16, data: &mut [u8]) -> Access {
+        data.fill(0xff); // What an empty bus reads as.
+        if SERIAL_PORTS.contains(&port) {
+            let mut serial = lock(&self.serial);
+            for byte in data {
+                *byte = serial.0.read((port - SERIAL_PORT) as u8);
+            }
+        } else if (SLEEP_CONTROL_PORT..=RESET_PORT).contains(&port) {
+            data.fill(0);
+        }
+        Access::Done
+    }
+
+    pub(crate) fn port_out(&self, port: u16, data: &[u8]) -> Access {
+        match port {
+            SLEEP_CONTROL_PORT if data.contains(&SLEEP_POWER_OFF) => return Access::PowerOff,
+            RESET_PORT => return Access::Reset,
+            _ if SERIAL_PORTS.contains(&port) => self.serial_out((port - SERIAL_PORT) as u8, data),
+            _ => (), // The guest may probe for hardware that it does not have.
+        }
+        Access::Done
+    }
+
+    fn serial_out(&self, offset: u8, data: &[u8]) {
+        let mut serial = lock(&self.serial);
+        for byte in data {
+            let effect = serial.0.write(offset, *byte);
+            if let Some(byte) = effect.output {
+                // A log that is full loses output; a guest that stopped for it would lose more.
+                let _ = serial.1.write_all(&[byte]);
+            }
+            if effect.interrupt {
+                self.interrupt(SERIAL_GSI);
+            }
+        }
+    }
+
+    /// Lets every device do what there is to do.
+    pub(crate) fn process_devices(&self) {
+        for index in 0..DEVICE_COUNT {
+            let wanted = self.with_device(index, |device| {
+                let interrupt = device.process(&self.memory);
+                if let Some(error) = device.take_error() {
+                    eprintln!(
+                        "pando: virtio device {index} waits for its driver to reset it: {}",
+                        error_chain(&error).join(": ")
+                    );
+                }
+                interrupt
+            });
+            if wanted == Some(true) {
+                self.interrupt(device_gsi(index));
+            }
+        }
+    }
+
+    /// Sends every interrupt that a restored machine owes its guest: that the generation changed, and again each that the
+    /// guest has not acknowledged. The edge may have been lost on the way into the
+    /// saved state, and one too many does no harm.
+    pub(crate) fn repeat_interrupts(&self) {
+        if self.serial_interrupt.swap(false, Ordering::Relaxed) {
+            self.interrupt(SERIAL_GSI);
+        }
+        if self.is_new_twin.swap(false, Ordering::Relaxed) {
+            self.interrupt(GENERATION_GSI);
+        }
+        for index in 0..DEVICE_COUNT {
+            if self.with_device(index, |device| device.interrupt_pending()) == Some(true) {
+                self.interrupt(device_gsi(index));
+            }
+        }
+    }
+
+    /// Makes the device thread look at all queues.
+    pub(crate) fn wake_devices(&self) {
+        // It can only fail when the counter is at its limit, and then the thread is as good as awake.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    pub(crate) fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    pub(crate) fn clear_wake(&self) {
+        // There may be nothing to clear.
+        let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
+    }
+
+    /// What becomes readable when the host wants something of a device.
+    pub(crate) fn host_fds(&self) -> io::Result<Vec<OwnedFd>> {
+        let fds = (0..DEVICE_COUNT).filter_map(|index| {
+            self.with_device(index, |device| device.host_fd().map(|fd| fd.try_clone_to_owned())).flatten()
+        });
+        fds.collect()
+    }
+
+    fn with_device<R>(&self, index: u32, action: impl FnOnce(&mut dyn MmioDevice) -> R) -> Option<R> {
+        match index {
+            0 => lock(&self.block).as_mut().map(|device| action(device)),
+            1 => Some(action(&mut *lock(&self.vsock))),
+            2 => Some(action(&mut *lock(&self.rng))),
+            _ => None,
+        }
+    }
+
+    fn interrupt(&self, gsi: u32) {
+        // It can only fail for a VM without interrupt controllers.
+        let _ = self.vm.pulse_interrupt(gsi);
+    }
+}
+
+fn transport<D: VirtioDevice>(device: D, state: Option<&TransportState>) -> Result<Transport<D>, TransportStateError> {
+    match state {
+        None => Ok(Transport::new(device)),
+        Some(state) => Transport::restore(device, state.clone()),
+    }
+}
+
+fn in_page(address: u64, page: u64) -> Option<u64> {
+    address.checked_sub(page).filter(|offset| *offset < MMIO_DEVICE_LEN)
+}
+
+fn device_at(address: u64) -> Option<(u32, u64)> {
+    let offset = address.checked_sub(MMIO_DEVICES)?;
+    let index = u32::try_from(offset / MMIO_DEVICE_LEN).ok().filter(|index| *index < DEVICE_COUNT)?;
+    Some((index, offset % MMIO_DEVICE_LEN))
+}

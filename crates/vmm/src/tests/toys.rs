@@ -1,0 +1,84 @@
+//! VMs with toy guests, in this process.
+
+use crate::files::Files;
+use crate::image::{DiskImage, Image};
+use crate::owner::Events;
+use crate::platform::Twin;
+use crate::vm::Vm;
+use pando_bench::Guest;
+use pando_sys::Kvm;
+use pando_wire::control::StartTimings;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+/// The least that a guest can have.
+pub(super) const MEMORY: u64 = 128 << 20;
+
+/// A line of VMs, each made from the one before, and their files.
+pub(super) struct Toys {
+    dir: TempDir,
+    count: usize,
+    pub(super) events: Events,
+}
+
+impl Toys {
+    /// `None` where there is no KVM, which is said.
+    pub(super) fn new() -> Option<Self> {
+        if kvm().is_err() {
+            eprintln!("skipped: /dev/kvm cannot be opened here");
+            return None;
+        }
+        Some(Self { dir: tempfile::tempdir().unwrap(), count: 0, events: Events::new().unwrap() })
+    }
+
+    /// A VM that is about to enter `guest`.
+    pub(super) fn boot(&mut self, guest: &Guest) -> Vm {
+        let at = |name: &str| self.dir.path().join(name);
+        fs::write(at("base"), vec![0; guest.disk_bytes as usize]).unwrap();
+        fs::write(at("kernel"), &guest.kernel).unwrap();
+        fs::write(at("initramfs"), b"").unwrap();
+        let open = |name| File::open(at(name)).unwrap();
+        let disk = DiskImage::Fresh { len_bytes: guest.disk_bytes };
+        let kvm = Kvm::from_fd(kvm().unwrap().into()).unwrap();
+        let image = Image::from_kernel(&kvm, &guest.boot(), &mut open("kernel"), &mut open("initramfs"), disk).unwrap();
+        self.start(image)
+    }
+
+    /// A VM from an image, with files of its own.
+    pub(super) fn start(&mut self, image: Image) -> Vm {
+        let files = Files {
+            kvm: Kvm::from_fd(kvm().unwrap().into()).unwrap(),
+            console: File::options().append(true).create(true).open(self.file("console", self.count)).unwrap(),
+            vsock: UnixListener::bind(self.file("vsock", self.count)).unwrap(),
+            disk: pando_disk::Files {
+                base: File::open(self.dir.path().join("base")).unwrap(),
+                inherited: (0..self.count).map(|index| File::open(self.file("data", index)).unwrap()).collect(),
+                data: own(&self.file("data", self.count)),
+                journal: own(&self.file("journal", self.count)),
+            },
+        };
+        self.count += 1;
+        let twin = Twin { generation: 0, id: [1; 16], seed: [2; 32] };
+        Vm::start(image, files, &twin, self.events.clone(), &mut StartTimings::default()).unwrap()
+    }
+
+    /// What the guest of the VM that was started last has written to its console.
+    pub(super) fn console(&self) -> Vec<u8> {
+        fs::read(self.file("console", self.count - 1)).unwrap()
+    }
+
+    fn file(&self, name: &str, index: usize) -> PathBuf {
+        self.dir.path().join(format!("{name}{index}"))
+    }
+}
+
+fn kvm() -> io::Result<File> {
+    File::options().read(true).write(true).open("/dev/kvm")
+}
+
+fn own(path: &Path) -> File {
+    File::options().read(true).write(true).create_new(true).open(path).unwrap()
+}
