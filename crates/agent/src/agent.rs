@@ -1,0 +1,53 @@
+//! What all connections share.
+
+use crate::{heartbeat::Heartbeat, launch::Helper, reaper::Reaper};
+use pando_wire::agent::Identity;
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
+};
+
+/// The agent of one VM.
+pub struct Agent {
+    /// Waits for every child of this process.
+    pub reaper: Arc<Reaper>,
+    /// The agent's own binary, to start as a helper.
+    pub helper: PathBuf,
+    /// The cgroup of all user programs, or none where there are no cgroups.
+    pub cgroup: Option<PathBuf>,
+    /// `/` in a guest; tests have another.
+    pub root: PathBuf,
+    pub(crate) identity: Mutex<Identity>,
+    pub(crate) heartbeat: Mutex<Option<Heartbeat>>,
+    pub(crate) barrier: Mutex<()>,
+    /// What the next program is made from.
+    pub(crate) waiting: Mutex<Option<Helper>>,
+    pub(crate) connections: AtomicUsize,
+}
+
+impl Agent {
+    /// The agent of a VM that is nobody yet.
+    pub fn new(reaper: Arc<Reaper>, helper: PathBuf, cgroup: Option<PathBuf>, root: PathBuf) -> Self {
+        Self {
+            reaper,
+            helper,
+            cgroup,
+            root,
+            identity: Mutex::default(),
+            heartbeat: Mutex::default(),
+            barrier: Mutex::default(),
+            waiting: Mutex::default(),
+            connections: AtomicUsize::new(0),
+        }
+    }
+
+    /// Who this VM is now.
+    pub fn identity(&self) -> Identity {
+        lock(&self.identity).clone()
+    }
+}
+
+/// Locks also after a thread panicked: the values behind our locks are whole between any two statements.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

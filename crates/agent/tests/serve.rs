@@ -1,0 +1,574 @@
+//! What the host sees of the agent, over a pair of sockets instead of vsock, with the host's own programs as guests'.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of a test are no test to clippy")]
+
+use pando_agent::{Agent, launch, reaper::Reaper, server};
+use pando_wire::{
+    agent::{Exec, Exit, FailureKind, Identity, Input, Reply, Request, WindowSize},
+    frame,
+};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{ErrorKind, Read, Write},
+    os::unix::{fs::PermissionsExt, net::UnixStream},
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// One reaper for the process, since it takes every child.
+fn reaper() -> Arc<Reaper> {
+    static REAPER: OnceLock<Arc<Reaper>> = OnceLock::new();
+    Arc::clone(REAPER.get_or_init(|| Reaper::start().unwrap()))
+}
+
+fn agent_in(root: &Path) -> Arc<Agent> {
+    Arc::new(Agent::new(reaper(), PathBuf::from(env!("CARGO_BIN_EXE_pando-agent")), None, root.to_owned()))
+}
+
+fn agent() -> Arc<Agent> {
+    agent_in(Path::new("/"))
+}
+
+/// The host's end of a connection.
+struct Host(UnixStream);
+
+impl Host {
+    fn ask(agent: &Arc<Agent>, request: Request) -> Self {
+        let (host, guest) = UnixStream::pair().unwrap();
+        host.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        server::admit(agent, guest.into());
+        match frame::write(&mut &host, &request) {
+            // Refused before it asked: why is there to be read.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => (),
+            written => written.unwrap(),
+        }
+        Self(host)
+    }
+
+    fn exec(agent: &Arc<Agent>, exec: Exec) -> Self {
+        let host = Self::ask(agent, Request::Exec(exec));
+        assert!(matches!(host.next(), Some(Reply::Started { .. })));
+        host
+    }
+
+    fn send(&self, input: Input) {
+        frame::write(&mut &self.0, &input).unwrap();
+    }
+
+    fn next(&self) -> Option<Reply> {
+        frame::read(&mut &self.0).unwrap()
+    }
+
+    /// Standard output, standard error and the last reply.
+    fn rest(&self) -> (Vec<u8>, Vec<u8>, Option<Reply>) {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        loop {
+            match self.next() {
+                Some(Reply::Stdout(bytes)) => stdout.extend(bytes),
+                Some(Reply::Stderr(bytes)) => stderr.extend(bytes),
+                last => return (stdout, stderr, last),
+            }
+        }
+    }
+
+    fn until(&self, words: &str) -> String {
+        let mut seen = String::new();
+        while !seen.contains(words) {
+            match self.next() {
+                Some(Reply::Stdout(bytes)) => seen += &String::from_utf8_lossy(&bytes),
+                other => panic!("{words:?} did not come: {seen:?}, then {other:?}"),
+            }
+        }
+        seen
+    }
+}
+
+fn sh(script: &str) -> Exec {
+    Exec { argv: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(), ..Exec::default() }
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !is() {
+        assert!(Instant::now() < deadline, "{what} did not happen");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_program_has_two_outputs_and_a_status() {
+    let host = Host::exec(&agent(), sh("echo out; echo err >&2; exit 7"));
+    let (stdout, stderr, last) = host.rest();
+    assert_eq!((text(&stdout), text(&stderr)), ("out\n", "err\n"));
+    assert_eq!(last, Some(Reply::Exited(Exit::Code(7))));
+    assert_eq!(host.next(), None);
+}
+
+#[test]
+fn input_reaches_the_program_whole_and_ends() {
+    let host = Host::exec(&agent(), Exec { argv: vec!["sha256sum".into()], ..Exec::default() });
+    for chunk in 0..64u8 {
+        host.send(Input::Stdin(vec![chunk; 64 << 10]));
+    }
+    host.send(Input::Stdin(vec![]));
+    let (stdout, _, last) = host.rest();
+    let expected = Host::exec(
+        &agent(),
+        sh("i=0; while [ $i -lt 64 ]; do head -c 65536 /dev/zero | tr '\\000' \"\\\\$(printf %o $i)\"; \
+            i=$((i+1)); done | sha256sum"),
+    );
+    assert_eq!(last, Some(Reply::Exited(Exit::Code(0))));
+    assert_eq!(text(&stdout), text(&expected.rest().0));
+}
+
+#[test]
+fn much_output_arrives_whole_before_the_status() {
+    let (stdout, _, last) = Host::exec(&agent(), sh("head -c 3000000 /dev/zero")).rest();
+    assert_eq!((stdout.len(), last), (3_000_000, Some(Reply::Exited(Exit::Code(0)))));
+}
+
+#[test]
+fn a_daemon_that_keeps_the_pipe_does_not_hold_up_the_status() {
+    let began = Instant::now();
+    let (stdout, _, last) = Host::exec(&agent(), sh("sleep 8 & echo started")).rest();
+    assert_eq!((text(&stdout), last), ("started\n", Some(Reply::Exited(Exit::Code(0)))));
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+}
+
+#[test]
+fn what_is_written_right_after_the_end_still_arrives() {
+    let (stdout, _, last) = Host::exec(&agent(), sh("(sleep 0.03; echo late) & echo early")).rest();
+    assert_eq!((text(&stdout), last), ("early\nlate\n", Some(Reply::Exited(Exit::Code(0)))));
+}
+
+#[test]
+fn much_output_of_a_terminal_arrives_whole_before_the_status() {
+    let terminal = Some(WindowSize { rows: 24, columns: 80 });
+    let (stdout, _, last) = Host::exec(&agent(), Exec { terminal, ..sh("seq 1 20000; exit 2") }).rest();
+    assert!(text(&stdout).ends_with("\n19999\r\n20000\r\n"));
+    assert_eq!(last, Some(Reply::Exited(Exit::Code(2))));
+}
+
+#[test]
+fn a_daemon_that_keeps_writing_does_not_hold_up_the_status_for_ever() {
+    let began = Instant::now();
+    let host = Host::exec(&agent(), sh("timeout 8 yes & exit 3"));
+    assert_eq!(host.rest().2, Some(Reply::Exited(Exit::Code(3))));
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+}
+
+#[test]
+fn what_is_missing_is_told_from_what_is_forbidden() {
+    let directory = tempfile::tempdir().unwrap();
+    let plain = directory.path().join("plain");
+    fs::write(&plain, "no program").unwrap();
+    let cases = [
+        (Exec { argv: vec!["no-such-program".into()], ..Exec::default() }, FailureKind::NotFound),
+        (Exec { argv: vec![plain.to_str().unwrap().into()], ..Exec::default() }, FailureKind::NotPermitted),
+        (Exec { cwd: Some("/no/such/place".into()), ..sh("true") }, FailureKind::NotFound),
+        (Exec { user: Some("no-such-user".into()), ..sh("true") }, FailureKind::NotFound),
+        (Exec::default(), FailureKind::Other),
+    ];
+    for (exec, kind) in cases {
+        match Host::ask(&agent(), Request::Exec(exec.clone())).next() {
+            Some(Reply::Failed(failure)) => assert_eq!(failure.kind, kind, "{exec:?}: {failure:?}"),
+            other => panic!("{exec:?}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_environment_is_the_default_then_the_vm_then_the_request() {
+    let directory = tempfile::tempdir().unwrap();
+    let agent = agent_in(directory.path());
+    let env = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+    let identity = Identity { env: env(&[("A", "vm"), ("B", "vm")]), ..Identity::default() };
+    assert_eq!(Host::ask(&agent, Request::Adopt(identity)).next(), Some(Reply::Done));
+    let exec = Exec { env: env(&[("B", "request")]), cwd: Some("/usr".into()), ..sh("env; pwd") };
+    let (stdout, ..) = Host::exec(&agent, exec).rest();
+    let lines: Vec<_> = text(&stdout).lines().collect();
+    for line in ["A=vm", "B=request", "HOME=/root", "/usr"] {
+        assert!(lines.contains(&line), "{line} is not in {lines:?}");
+    }
+    assert!(lines.iter().any(|line| line.starts_with("PATH=/usr/local/sbin:")));
+    assert!(!lines.iter().any(|line| line.starts_with("CARGO")), "the agent's own environment leaks");
+}
+
+#[test]
+fn a_user_has_its_ids_and_its_groups_and_can_open_its_streams() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: needs root");
+    }
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir(root.path().join("etc")).unwrap();
+    fs::write(root.path().join("etc/passwd"), "ana:x:4711:4712::/home/ana:/bin/sh\n").unwrap();
+    fs::write(root.path().join("etc/group"), "ana:x:4712:\nextra:x:4713:ana\n").unwrap();
+    let exec = Exec { user: Some("ana".into()), ..sh("id -u; id -G; echo $HOME; echo open >/dev/stderr") };
+    let (stdout, stderr, last) = Host::exec(&agent_in(root.path()), exec).rest();
+    assert_eq!(text(&stdout), "4711\n4712 4713\n/home/ana\n");
+    assert_eq!((text(&stderr), last), ("open\n", Some(Reply::Exited(Exit::Code(0)))));
+}
+
+#[test]
+fn a_signal_reaches_the_whole_group() {
+    let host = Host::exec(&agent(), sh("sleep 60; true"));
+    host.send(Input::Signal(15));
+    assert_eq!(host.rest().2, Some(Reply::Exited(Exit::Signal(15))));
+}
+
+#[test]
+fn a_host_that_goes_away_hangs_up_the_program() {
+    let directory = tempfile::tempdir().unwrap();
+    let mark = directory.path().join("hung-up");
+    let script = format!("trap 'echo yes >{}; exit' HUP; echo ready; while :; do sleep 0.05; done", mark.display());
+    let host = Host::exec(&agent(), sh(&script));
+    host.until("ready");
+    drop(host);
+    wait_until("the hang-up", || mark.exists());
+}
+
+#[test]
+fn a_connection_torn_by_a_fork_leaves_the_program_running() {
+    let directory = tempfile::tempdir().unwrap();
+    let mark = directory.path().join("went-on");
+    let script = format!("echo ready; sleep 0.5; echo unheard; echo yes >{}", mark.display());
+    let host = Host::exec(&agent(), sh(&script));
+    // A Unix socket that is closed with bytes unread resets the other side, like virtio-vsock in a child.
+    let mut first = [0; 1];
+    (&host.0).read_exact(&mut first).unwrap();
+    drop(host);
+    wait_until("the program's end", || mark.exists());
+}
+
+#[test]
+fn a_terminal_controls_its_program_and_has_a_size() {
+    let terminal = Some(WindowSize { rows: 33, columns: 101 });
+    let script = "tty; stty size; trap 'stty size; exit 5' WINCH; echo ready; while :; do sleep 0.05; done";
+    let host = Host::exec(&agent(), Exec { terminal, ..sh(script) });
+    let seen = host.until("ready");
+    assert!(seen.contains("/dev/pts/") && seen.contains("33 101"), "{seen:?}");
+    host.send(Input::Resize(WindowSize { rows: 20, columns: 80 }));
+    host.until("20 80");
+    assert_eq!(host.rest().2, Some(Reply::Exited(Exit::Code(5))));
+
+    let host = Host::exec(&agent(), Exec { terminal, ..sh("echo ready; exec sleep 60") });
+    host.until("ready");
+    host.send(Input::Stdin(b"\x03".to_vec()));
+    assert_eq!(host.rest().2, Some(Reply::Exited(Exit::Signal(2))));
+}
+
+#[test]
+fn closing_the_input_of_a_terminal_is_its_end_of_file() {
+    let terminal = Some(WindowSize { rows: 24, columns: 80 });
+    let host = Host::exec(&agent(), Exec { argv: vec!["cat".into()], terminal, ..Exec::default() });
+    host.send(Input::Stdin(b"line\n".to_vec()));
+    host.send(Input::Stdin(vec![]));
+    assert_eq!(host.rest().2, Some(Reply::Exited(Exit::Code(0))));
+}
+
+#[test]
+fn a_directory_comes_back_as_it_went_in() {
+    let root = tempfile::tempdir().unwrap();
+    let agent = agent_in(root.path());
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut add = |path: &str, mode: u32, kind, bytes: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(mode);
+        header.set_size(bytes.len() as u64);
+        header.set_mtime(1_700_000_000);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_entry_type(kind);
+        archive.append_data(&mut header, path, bytes).unwrap();
+    };
+    add("./", 0o700, tar::EntryType::Directory, b"");
+    add("d/", 0o555, tar::EntryType::Directory, b"");
+    add("d/tool", 0o751, tar::EntryType::Regular, &[9; 100_000]);
+    let mut link = tar::Header::new_gnu();
+    link.set_entry_type(tar::EntryType::Symlink);
+    link.set_size(0);
+    link.set_uid(0);
+    link.set_gid(0);
+    archive.append_link(&mut link, "d/link", "tool").unwrap();
+    let archive = archive.into_inner().unwrap();
+
+    let host = Host::ask(&agent, Request::Put { path: "/".into() });
+    for chunk in archive.chunks(50_000) {
+        host.send(Input::Stdin(chunk.to_vec()));
+    }
+    host.send(Input::Stdin(vec![]));
+    assert_eq!(host.next(), Some(Reply::Done));
+    let tool = fs::metadata(root.path().join("d/tool")).unwrap();
+    assert_eq!((tool.permissions().mode() & 0o7777, tool.len()), (0o751, 100_000));
+    assert_eq!(fs::metadata(root.path().join("d")).unwrap().permissions().mode() & 0o7777, 0o555);
+
+    let stat = Host::ask(&agent, Request::Stat { path: "d/tool".into() }).next();
+    assert_eq!(stat, Some(Reply::Stat { directory: false, len: 100_000 }));
+
+    let (bytes, _, last) = Host::ask(&agent, Request::Get { path: "/d".into() }).rest();
+    assert_eq!(last, Some(Reply::Done));
+    let mut archive = tar::Archive::new(&bytes[..]);
+    let entries: Vec<_> = archive
+        .entries()
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let header = entry.header();
+            (entry.path().unwrap().display().to_string(), header.mode().unwrap() & 0o7777, entry.size())
+        })
+        .collect();
+    let expected = [("d", 0o555, 0), ("d/link", 0o777, 0), ("d/tool", 0o751, 100_000)];
+    assert_eq!(entries, expected.map(|(path, mode, len)| (path.to_owned(), mode, len)));
+    fs::set_permissions(root.path().join("d"), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// An entry whose name the `tar` crate would not write.
+fn raw_entry(name: &str, kind: tar::EntryType, link: &str, bytes: &[u8]) -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+    header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
+    header.set_entry_type(kind);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(bytes.len() as u64);
+    header.set_cksum();
+    let mut entry = header.as_bytes().to_vec();
+    entry.extend(bytes);
+    entry.resize(entry.len().next_multiple_of(512), 0);
+    entry
+}
+
+#[test]
+fn an_archive_cannot_write_outside_of_its_directory() {
+    use tar::EntryType::{Fifo, Link, Regular, Symlink};
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir(root.path().join("into")).unwrap();
+    fs::create_dir(root.path().join("secret")).unwrap();
+    fs::write(root.path().join("secret/key"), "key").unwrap();
+    let outside = root.path().join("secret").display().to_string();
+    let archives = [
+        raw_entry("../planted", Regular, "", b"x"),
+        raw_entry("a/../../planted", Regular, "", b"x"),
+        [raw_entry("link", Symlink, &outside, b""), raw_entry("link/planted", Regular, "", b"x")].concat(),
+        [raw_entry("up", Symlink, "..", b""), raw_entry("up/planted", Regular, "", b"x")].concat(),
+        raw_entry("hard", Link, &format!("{outside}/key"), b""),
+        raw_entry("fifo", Fifo, "", b""),
+    ];
+    for (index, archive) in archives.into_iter().enumerate() {
+        let host = Host::ask(&agent_in(root.path()), Request::Put { path: "into".into() });
+        host.send(Input::Stdin(archive));
+        host.send(Input::Stdin(vec![0; 1024]));
+        host.send(Input::Stdin(vec![]));
+        assert!(matches!(host.next(), Some(Reply::Failed(_))), "archive {index} was taken");
+        assert!(!root.path().join("planted").exists() && !root.path().join("secret/planted").exists());
+        assert!(!root.path().join("into/hard").exists());
+    }
+    // A name that begins with a slash stays inside.
+    let host = Host::ask(&agent_in(root.path()), Request::Put { path: "into".into() });
+    host.send(Input::Stdin([raw_entry("/planted", Regular, "", b"x"), vec![0; 1024]].concat()));
+    host.send(Input::Stdin(vec![]));
+    assert_eq!(host.next(), Some(Reply::Done));
+    assert!(root.path().join("into/planted").exists());
+}
+
+#[test]
+fn a_child_takes_on_its_identity_and_runs_its_hooks_in_order() {
+    let root = tempfile::tempdir().unwrap();
+    let hooks = root.path().join("etc/pando/fork.d");
+    fs::create_dir_all(&hooks).unwrap();
+    let hook = |name: &str, mode: u32, script: &str| {
+        let path = hooks.join(name);
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let log = root.path().join("log").display().to_string();
+    hook("20-second", 0o755, &format!("echo second $SECRET >>{log}"));
+    hook("10-first", 0o755, &format!("echo first $PANDO_NAME $PANDO_GENERATION >>{log}"));
+    hook("15-not-executable", 0o644, &format!("echo no >>{log}"));
+    let agent = agent_in(root.path());
+    let identity = Identity {
+        name: "base.1".into(),
+        machine_id: "0123456789abcdef0123456789abcdef".into(),
+        generation: 3,
+        env: BTreeMap::from([("SECRET".into(), "s3".into())]),
+    };
+    assert_eq!(Host::ask(&agent, Request::Adopt(identity.clone())).next(), Some(Reply::Done));
+    let read = |path: &str| fs::read_to_string(root.path().join(path)).unwrap();
+    assert_eq!(read("log"), "first base.1 3\nsecond s3\n");
+    assert_eq!(read("etc/machine-id"), "0123456789abcdef0123456789abcdef\n");
+    assert_eq!((read("etc/hostname"), read("run/pando/generation")), ("base.1\n".into(), "3".into()));
+    let pong = Host::ask(&agent, Request::Ping).next();
+    assert!(matches!(pong, Some(Reply::Pong { generation: 3, .. })), "{pong:?}");
+
+    hook("30-bad", 0o755, "exit 4");
+    match Host::ask(&agent, Request::Adopt(Identity { generation: 4, ..identity })).next() {
+        Some(Reply::Failed(failure)) => {
+            assert!(failure.message.contains("30-bad: exited with status 4"), "{failure:?}")
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(fs::read_to_string(root.path().join("run/pando/generation")).unwrap(), "4");
+}
+
+#[test]
+fn a_heartbeat_notices_when_programs_stand_still() {
+    let agent = agent();
+    assert_eq!(Host::ask(&agent, Request::HeartbeatStart).next(), Some(Reply::Done));
+    thread::sleep(Duration::from_millis(200));
+    let heart = fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+        let command = fs::read_to_string(entry.path().join("cmdline")).ok()?;
+        let ours =
+            fs::read_to_string(entry.path().join("status")).ok()?.contains(&format!("PPid:\t{}", std::process::id()));
+        (ours && command.ends_with("\0beat\0")).then(|| entry.file_name().to_str()?.parse::<i32>().ok()).flatten()
+    });
+    let heart = rustix::process::Pid::from_raw(heart.unwrap()).unwrap();
+    rustix::process::kill_process(heart, rustix::process::Signal::STOP).unwrap();
+    thread::sleep(Duration::from_millis(300));
+    rustix::process::kill_process(heart, rustix::process::Signal::CONT).unwrap();
+    match Host::ask(&agent, Request::HeartbeatStop).next() {
+        Some(Reply::Gap { longest_us, beats }) => {
+            assert!(longest_us >= 290_000, "{longest_us}");
+            assert!(beats > 20, "{beats}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(Host::ask(&agent, Request::HeartbeatStop).next(), Some(Reply::Failed(_))));
+}
+
+#[test]
+fn a_heartbeat_that_sees_nothing_new_calms_down() {
+    let agent = agent();
+    assert_eq!(Host::ask(&agent, Request::HeartbeatStart).next(), Some(Reply::Done));
+    thread::sleep(Duration::from_secs(2));
+    match Host::ask(&agent, Request::HeartbeatStop).next() {
+        Some(Reply::Gap { beats, .. }) => assert!((50..1000).contains(&beats), "{beats} beats in 2 s"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_next_program_is_made_from_the_helper_that_waits() {
+    let agent = agent();
+    launch::prepare(&agent);
+    for _ in 0..3 {
+        let mut waiting = None;
+        wait_until("a helper waits", || {
+            waiting = launch::waiting(&agent);
+            waiting.is_some()
+        });
+        let host = Host::ask(&agent, Request::Exec(sh("exit 7")));
+        let pid = waiting.unwrap().as_raw_nonzero().get().unsigned_abs();
+        assert_eq!(host.next(), Some(Reply::Started { pid }));
+        assert_eq!(host.rest().2, Some(Reply::Exited(Exit::Code(7))));
+    }
+}
+
+#[test]
+fn a_helper_that_was_ended_while_it_waited_is_replaced() {
+    let agent = agent();
+    launch::prepare(&agent);
+    let waiting = launch::waiting(&agent).unwrap();
+    rustix::process::kill_process(waiting, rustix::process::Signal::KILL).unwrap();
+    wait_until("its end is known", || !Path::new(&format!("/proc/{}", waiting.as_raw_nonzero())).exists());
+    thread::sleep(Duration::from_millis(50)); // To the agent, too.
+    let (_, _, last) = Host::exec(&agent, sh("exit 7")).rest();
+    assert_eq!(last, Some(Reply::Exited(Exit::Code(7))));
+}
+
+#[test]
+fn the_connection_over_the_limit_is_told_so_and_a_freed_place_is_taken_again() {
+    let agent = agent();
+    let held: Vec<_> = (0..server::MAX_CONNECTIONS)
+        .map(|_| {
+            let (host, guest) = UnixStream::pair().unwrap();
+            server::admit(&agent, guest.into());
+            host
+        })
+        .collect();
+    let (host, guest) = UnixStream::pair().unwrap();
+    server::admit(&agent, guest.into());
+    host.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let refused: Option<Reply> = frame::read(&mut &host).unwrap();
+    assert!(matches!(refused, Some(Reply::Failed(_))), "{refused:?}");
+    drop(held);
+    wait_until("a free place", || matches!(Host::ask(&agent, Request::Ping).next(), Some(Reply::Pong { .. })));
+}
+
+#[test]
+fn nonsense_is_answered_and_ends_the_connection() {
+    let (host, guest) = UnixStream::pair().unwrap();
+    server::admit(&agent(), guest.into());
+    (&host).write_all(&[2, 0, 0, 0, 0xff, 0xff]).unwrap();
+    let answer: Option<Reply> = frame::read(&mut &host).unwrap();
+    assert!(matches!(answer, Some(Reply::Failed(_))), "{answer:?}");
+}
+
+#[test]
+fn a_guest_that_cannot_freeze_says_so_instead_of_letting_a_fork_through() {
+    assert!(matches!(Host::ask(&agent(), Request::ForkBarrier).next(), Some(Reply::Failed(_))));
+}
+
+/// A cgroup that is a plain directory: everything in it is frozen at once.
+fn agent_in_cgroup(cgroup: &Path) -> Arc<Agent> {
+    fs::write(cgroup.join("cgroup.events"), "populated 1\nfrozen 1\n").unwrap();
+    Arc::new(Agent::new(
+        reaper(),
+        PathBuf::from(env!("CARGO_BIN_EXE_pando-agent")),
+        Some(cgroup.to_owned()),
+        "/".into(),
+    ))
+}
+
+fn frozen(cgroup: &Path) -> bool {
+    fs::read_to_string(cgroup.join("cgroup.freeze")).unwrap() == "1"
+}
+
+#[test]
+fn programs_stand_still_from_the_answer_until_the_host_ends_the_barrier() {
+    let cgroup = tempfile::tempdir().unwrap();
+    let host = Host::ask(&agent_in_cgroup(cgroup.path()), Request::ForkBarrier);
+    assert_eq!(host.next(), Some(Reply::Done));
+    thread::sleep(Duration::from_millis(100));
+    assert!(frozen(cgroup.path()));
+    let ended = Instant::now();
+    drop(host);
+    wait_until("the thaw", || !frozen(cgroup.path()));
+    assert!(ended.elapsed() < Duration::from_millis(200), "the parent waited for a reseed that is not coming");
+}
+
+#[test]
+fn a_child_stands_still_until_it_reseeded_or_gave_up_waiting() {
+    let cgroup = tempfile::tempdir().unwrap();
+    let host = Host::ask(&agent_in_cgroup(cgroup.path()), Request::ForkBarrier);
+    wait_until("the freeze", || cgroup.path().join("cgroup.freeze").exists());
+    thread::sleep(Duration::from_millis(50));
+    drop(host); // With the answer unread, which resets the connection.
+    thread::sleep(Duration::from_millis(100));
+    assert!(frozen(cgroup.path()), "programs run with their parent's random numbers");
+    wait_until("the thaw", || !frozen(cgroup.path()));
+}
+
+#[test]
+fn a_barrier_that_nobody_ends_ends_itself() {
+    let cgroup = tempfile::tempdir().unwrap();
+    let host = Host::ask(&agent_in_cgroup(cgroup.path()), Request::ForkBarrier);
+    assert_eq!(host.next(), Some(Reply::Done));
+    wait_until("the thaw", || !frozen(cgroup.path()));
+    assert_eq!(host.next(), None);
+}
+
+#[test]
+fn a_program_enters_the_cgroup_before_it_runs() {
+    let cgroup = tempfile::tempdir().unwrap();
+    let script = format!("cat {}/cgroup.procs", cgroup.path().display());
+    let (stdout, ..) = Host::exec(&agent_in_cgroup(cgroup.path()), sh(&script)).rest();
+    assert_eq!(text(&stdout), "0");
+}
