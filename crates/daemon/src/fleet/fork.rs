@@ -1,0 +1,543 @@
+//! One VM becomes many.
+//!
+//! ```text
+//! daemon                                     parent          children
+//!  │ names, records, files, sockets            │
+//!  │ ForkBarrier ─────────────────────────────►│
+//!  │ Fork + one listening socket per child ───►│ pause, fork ──►│
+//!  │ Start + files, at the same time, on every such socket ────►│
+//!  │◄────────────────────────────────── Forked │                │
+//!  │◄───────────────────────────────────────────────── Started  │
+//!  │ Ping ─────────────────────────────────────────────────────►│ answers: it is ready
+//!  │ Adopt(identity) ──────────────────────────────────────────►│ hooks
+//!  │ HeartbeatStop ───────────────────────────►│
+//! ```
+//!
+//! All that can be done before the parent stands still is done before. A child that fails is removed, and fails nobody
+//! else.
+
+use super::boot::{check_env, random};
+use super::error::{FleetError, cannot};
+use super::files::{Own, Shared, descriptors, open_kvm};
+use super::guest::identity;
+use super::{Fleet, blocking, names, wrong_state};
+use crate::agent::{Agent, AgentError};
+use crate::db::{Change, Insert, Kind, Record, now_ms};
+use crate::monitor::{LONG, Monitor, MonitorError};
+use crate::paths::Paths;
+use crate::supervisor::Process;
+use crate::usage;
+use futures_util::future::join_all;
+use pando_disk::MAX_LAYERS;
+use pando_wire::agent::{Reply, Request as AgentRequest};
+use pando_wire::api::{ChildReport, ChildSpec, ForkReport, ForkRequest, State};
+use pando_wire::control::{Fork, ForkTimings, Listener, MAX_CHILDREN, Origin, Request, Response, Start, StartTimings};
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+/// How long a parent's heartbeat may take to tell. Long only where a host has too little for all that runs on it.
+const HEARTBEAT_LIMIT: Duration = Duration::from_secs(3);
+/// How long a parent's programs may take to stand still.
+const BARRIER_LIMIT: Duration = Duration::from_secs(1);
+/// How long a child may take until its agent answers.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+/// How long a child's fork hooks may take.
+const ADOPT_LIMIT: Duration = Duration::from_secs(60);
+/// How many threads create the files of children.
+const CREATORS: usize = 4;
+/// What a child may come to need for itself soon after the fork.
+const ROOM_PER_CHILD: u64 = 64 << 20;
+/// What the host keeps.
+const ROOM_FOR_HOST: u64 = 256 << 20;
+
+impl Fleet {
+    /// Copies a running or paused VM. The answer tells of every child, also of those that failed.
+    pub(crate) async fn fork(&self, name: &str, request: ForkRequest) -> Result<ForkReport, FleetError> {
+        let arrival = Instant::now();
+        let count = request.children.len();
+        if !(1..=MAX_CHILDREN).contains(&count) {
+            return Err(FleetError::Invalid(format!("{count} children are not possible: 1 to {MAX_CHILDREN} are")));
+        }
+        let id = self.find(name).await?.id;
+        let _turn = self.0.turns.vm(&id).await;
+        let parent = self.find(&id).await?;
+        if !matches!(parent.state, State::Running | State::Paused) {
+            return Err(wrong_state(&parent, "fork"));
+        }
+        check_room(&parent.name, count)?;
+        let layers = self.0.db.layers(&id).await?;
+        if layers.len() >= MAX_LAYERS {
+            return Err(FleetError::TooDeep {
+                name: parent.name,
+                wanted: "fork",
+                layers: layers.len(),
+                most: MAX_LAYERS - 1,
+            });
+        }
+
+        let socket = self.0.paths.vsock_socket(&id);
+        let listens = parent.state == State::Running;
+        let (shared, children) = self.prepare(&parent, &layers, request.children).await?;
+        let prepare_us = micros(arrival.elapsed());
+        // A guest that stands still answers nobody.
+        let programs = listens.then_some(socket.as_path());
+        let forked = self.fork_prepared(&parent, arrival, shared, children, programs).await;
+        let Forked { timings, barrier_us, guest_gap_us, shared_pages, children } = forked?;
+        if timings.expected_pages == 0
+            && let Some(child) = children.iter().find_map(|child| child.id.clone())
+        {
+            self.learn_first(&id, &child).await;
+        }
+
+        let running = children.iter().filter(|child| child.id.is_some()).count();
+        let detail = format!("{running} of {count} children, {} µs pause", timings.pause_us);
+        self.0.db.record(&id, Kind::Forked, &detail).await?;
+        tracing::info!(vm = id, running, count, pause_us = timings.pause_us, "forked");
+        Ok(ForkReport {
+            parent: parent.name,
+            prepare_us,
+            barrier_us,
+            pause_us: timings.pause_us,
+            park_us: timings.park_us,
+            save_us: timings.save_us,
+            seal_us: timings.seal_us,
+            fork_us: timings.fork_us,
+            resume_us: timings.resume_us,
+            guest_gap_us,
+            shared_pages,
+            expected_pages: timings.expected_pages,
+            children,
+        })
+    }
+
+    /// Does all that need not wait for the fork: records, files, sockets.
+    async fn prepare(
+        &self,
+        parent: &Record,
+        layers: &[String],
+        specs: Vec<ChildSpec>,
+    ) -> Result<(Shared, Vec<Child>), FleetError> {
+        let (of, inherited) = (parent.clone(), layers.to_vec());
+        let planned = self.0.db.insert_vms(move |is_taken| plan(&of, &inherited, specs, is_taken)).await?;
+
+        let records: Vec<_> = planned.iter().filter_map(|child| child.plan.as_ref().ok()).cloned().collect();
+        // Both to their ends: nothing may be created once it is being removed.
+        let (shared, mut children) = match tokio::join!(self.open_shared(parent, layers), self.create_all(planned)) {
+            (Ok(shared), Ok(children)) => (shared, children),
+            (Err(error), _) | (_, Err(error)) => {
+                join_all(records.iter().map(|record| self.discard(record))).await;
+                return Err(error);
+            }
+        };
+        for child in &mut children {
+            if let Err((record, _)) = &mut child.prepared
+                && let Some(record) = record.take()
+            {
+                self.discard(&record).await;
+            }
+        }
+        Ok((shared, children))
+    }
+
+    /// Opens what all children inherit. The parent's own layer is among it.
+    async fn open_shared(&self, parent: &Record, layers: &[String]) -> Result<Shared, FleetError> {
+        let (fleet, image, layers) = (self.clone(), parent.image.clone(), layers.to_vec());
+        blocking(move || {
+            let kvm = open_kvm(&fleet.0.kvm)?;
+            Shared::open(&fleet.0.paths, kvm, &image, &layers, false)
+        })
+        .await
+    }
+
+    /// Creates the files and sockets of every child, on a few threads: on a disk it is the larger part of the time
+    /// that a large fork takes before it begins.
+    async fn create_all(&self, planned: Vec<Planned>) -> Result<Vec<Child>, FleetError> {
+        let share = planned.len().div_ceil(CREATORS);
+        let mut planned = planned.into_iter();
+        let mut creating = Vec::new();
+        while planned.len() > 0 {
+            let (fleet, some) = (self.clone(), planned.by_ref().take(share).collect::<Vec<_>>());
+            creating.push(tokio::task::spawn_blocking(move || {
+                some.into_iter().map(|child| create(&fleet.0.paths, child)).collect::<Vec<_>>()
+            }));
+        }
+        let mut children = Vec::new();
+        for created in creating {
+            children.extend(created.await.map_err(|_| FleetError::CutShort)?);
+        }
+        Ok(children)
+    }
+
+    /// Forks `parent` into those `children` that are prepared, and waits until each of them runs or has failed.
+    /// `programs` is the parent's vsock socket if its programs are to stand still meanwhile.
+    async fn fork_prepared(
+        &self,
+        parent: &Record,
+        arrival: Instant,
+        shared: Shared,
+        children: Vec<Child>,
+        programs: Option<&Path>,
+    ) -> Result<Forked, FleetError> {
+        let shared = Arc::new(shared);
+        let mut sockets = Vec::new();
+        let mut waiting = Vec::new();
+        for child in children {
+            waiting.push(match child.prepared {
+                Err((_, error)) => (child.name, Err(error)),
+                Ok(Prepared { record, own, control }) => {
+                    sockets.push(control);
+                    (child.name, Ok((record, own)))
+                }
+            });
+        }
+        let raised = Instant::now();
+        let barrier = match programs {
+            Some(socket) if !sockets.is_empty() => order(socket, AgentRequest::ForkBarrier, BARRIER_LIMIT).await,
+            _ => None,
+        };
+        let barrier_us = micros(raised.elapsed());
+        let (answering, all_answered) = mpsc::channel(1);
+        let raising: Vec<_> = waiting
+            .into_iter()
+            .map(|(name, child)| {
+                let (fleet, shared, answering) = (self.clone(), Arc::clone(&shared), answering.clone());
+                let raise = |(record, own): (Record, Own)| {
+                    (record.clone(), tokio::spawn(fleet.raise(record, own, shared, arrival, answering)))
+                };
+                (name, child.map(raise))
+            })
+            .collect();
+        drop(answering);
+        let forked = self.ask_for_fork(parent, sockets).await;
+        drop(barrier); // Its programs go on.
+        let shared_pages = self.resident_pages(&parent.id);
+        let timings = match forked {
+            Ok(timings) => timings,
+            Err(error) => {
+                for (record, task) in raising.into_iter().filter_map(|(_, child)| child.ok()) {
+                    task.abort();
+                    let _ = task.await;
+                    self.discard(&record).await;
+                }
+                // Its heart was started with the barrier.
+                let _ = longest_gap(programs, all_answered).await;
+                return Err(error);
+            }
+        };
+
+        let reports = join_all(raising.into_iter().map(|(name, child)| async {
+            match child {
+                Err(error) => failure(name, &error),
+                Ok((record, task)) => match task.await.unwrap_or(Err(FleetError::CutShort)) {
+                    Ok(raised) => raised,
+                    Err(error) => {
+                        tracing::warn!(vm = record.id, error = error.in_one_line(), "a child failed");
+                        self.discard(&record).await;
+                        failure(name, &error)
+                    }
+                },
+            }
+        }));
+        let (reports, synced, guest_gap_us) =
+            tokio::join!(reports, self.sync_layer_names(), longest_gap(programs, all_answered));
+        synced?;
+        self.sync_layers(&reports);
+        Ok(Forked { timings, barrier_us, guest_gap_us, shared_pages, children: reports })
+    }
+
+    /// Sends the fork itself, unless every child has failed already.
+    async fn ask_for_fork(&self, parent: &Record, sockets: Vec<Listener>) -> Result<ForkTimings, FleetError> {
+        if sockets.is_empty() {
+            return Ok(ForkTimings::default());
+        }
+        let path = self.0.paths.control_socket(&parent.id);
+        // `MAX_CHILDREN` bounds it.
+        let children = u32::try_from(sockets.len()).unwrap_or(u32::MAX);
+        let asked = async {
+            let monitor = Monitor::connect(&path)?;
+            let descriptors: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+            monitor.send(&Request::Fork(Fork { children }), &descriptors).await?;
+            // From here on a child's socket is closed when the child is gone, and whoever waits for it knows.
+            drop(sockets);
+            match tokio::time::timeout(LONG, monitor.receive()).await {
+                Err(_) => Err(MonitorError::Late(LONG)),
+                Ok(Ok(Response::Forked(timings))) => Ok(timings),
+                Ok(Ok(Response::Refused(chain))) => Err(MonitorError::Refused(chain)),
+                Ok(Ok(_)) => Err(MonitorError::Confused),
+                Ok(Err(error)) => Err(error),
+            }
+        };
+        asked.await.map_err(|source| FleetError::Monitor { name: parent.name.clone(), wanted: "fork", source })
+    }
+
+    /// Brings one child to life. After an error it may still run.
+    async fn raise(
+        self,
+        record: Record,
+        own: Own,
+        shared: Arc<Shared>,
+        arrival: Instant,
+        answering: mpsc::Sender<()>,
+    ) -> Result<ChildReport, FleetError> {
+        let inner = &self.0;
+        let start = Start {
+            origin: Origin::Fork,
+            generation: random()?,
+            seed: random()?,
+            inherited_layers: shared.layer_count(),
+        };
+        let path = inner.paths.control_socket(&record.id);
+        let started = async {
+            let monitor = Monitor::connect(&path)?;
+            match monitor.call(&Request::Start(start), &descriptors(&shared, &own, None), LONG).await? {
+                Response::Started(timings) => Ok((timings, monitor)),
+                _ => Err(MonitorError::Confused),
+            }
+        };
+        let failed = |source| FleetError::Monitor { name: record.name.clone(), wanted: "start", source };
+        let (timings, monitor) = started.await.map_err(failed)?;
+        let runs = Instant::now();
+        drop((own, shared)); // They are the monitor's now.
+
+        let vsock = inner.paths.vsock_socket(&record.id);
+        let supervised = async {
+            let status = monitor.status().await.map_err(failed)?;
+            let process = Process::hold(status.pid).map_err(cannot("watch the monitor"))?;
+            inner.db.change(&record.id, record.epoch, Change::Monitored { pid: status.pid }).await?;
+            inner.supervisor.supervise(&record.id, record.epoch, process).await.map_err(failed)
+        };
+        let ready = async {
+            let answer = Agent::reach(&vsock, &AgentRequest::Ping, READY_LIMIT).await;
+            let (ready_us, agent_us) = (micros(arrival.elapsed()), micros(runs.elapsed()));
+            answer
+                .map(|_| (ready_us, agent_us))
+                .map_err(|source| FleetError::Agent { name: record.name.clone(), source })
+        };
+        let (live, ready_us) = tokio::join!(supervised, ready);
+        let (live, (ready_us, agent_us)) = (live?, ready_us?);
+        drop(answering);
+
+        let adopt = AgentRequest::Adopt(identity(&record));
+        let adopted = tokio::select! {
+            adopted = Agent::order(&vsock, &adopt, ADOPT_LIMIT) => adopted,
+            ending = live.ended() => {
+                return Err(FleetError::Boot { name: record.name.clone(), reason: ending, console: Vec::new() });
+            }
+        };
+        let hooks = match adopted {
+            Ok(_) => None,
+            // It knows who it is; what its hooks did not do is for its owner to see, in the child.
+            Err(AgentError::Failed(failure)) => Some(failure.message),
+            // Perhaps it does not, and a twin that thinks it is its parent must not run.
+            Err(source) => return Err(FleetError::Agent { name: record.name.clone(), source }),
+        };
+        let is_running = inner.db.change(&record.id, record.epoch, Change::Running { detail: "forked" }).await?;
+        if !is_running {
+            return Err(wrong_state(&self.find(&record.id).await?, "use"));
+        }
+        Ok(ChildReport {
+            name: record.name,
+            id: Some(record.id),
+            ready_us: Some(ready_us),
+            phases_us: phases(&timings, agent_us),
+            error: hooks,
+        })
+    }
+
+    /// Makes the names of all layers durable.
+    async fn sync_layer_names(&self) -> Result<(), FleetError> {
+        let paths = self.0.paths.clone();
+        blocking(move || crate::paths::sync(&paths.all_layers()).map_err(cannot("sync the disks' folder"))).await
+    }
+
+    /// In the background, makes durable what is in the children's layers (empty files, which a guest's first flush makes
+    /// durable on every common file system): to wait for the disk once per child would make a large fork a slow one.
+    fn sync_layers(&self, reports: &[ChildReport]) {
+        let paths = self.0.paths.clone();
+        let ids: Vec<_> = reports.iter().filter_map(|report| report.id.clone()).collect();
+        tokio::task::spawn_blocking(move || {
+            for id in ids {
+                match crate::paths::sync(&paths.layer(&id)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        tracing::error!(vm = id, %error, "cannot sync its disk's folder");
+                    }
+                    _ => (), // Done, or removed by now.
+                }
+            }
+        });
+    }
+
+    /// How many pages the monitor of VM `id` has: all of them are shared when it was forked a moment ago. 0 if that
+    /// cannot be told.
+    fn resident_pages(&self, id: &str) -> u64 {
+        let pages = self.0.supervisor.live(id).and_then(|live| usage::resident_pages(live.pid()).ok());
+        pages.unwrap_or_default()
+    }
+}
+
+/// What a fork came to.
+struct Forked {
+    timings: ForkTimings,
+    barrier_us: u64,
+    guest_gap_us: Option<u64>,
+    shared_pages: u64,
+    children: Vec<ChildReport>,
+}
+
+/// A child as it was asked for.
+struct Planned {
+    name: String,
+    plan: Result<Record, FleetError>,
+}
+
+/// A child with everything that can be had before the fork.
+struct Child {
+    name: String,
+    /// Or why not, and what has to be removed again.
+    prepared: Result<Prepared, (Option<Record>, FleetError)>,
+}
+
+struct Prepared {
+    record: Record,
+    own: Own,
+    control: Listener,
+}
+
+/// Decides what each child will be; `is_taken` tells which names are.
+fn plan(
+    parent: &Record,
+    layers: &[String],
+    specs: Vec<ChildSpec>,
+    is_taken: &dyn Fn(&str) -> bool,
+) -> (Vec<Insert>, Vec<Planned>) {
+    // A name that was chosen goes before one that is made up, wherever in the list they are.
+    let mut chosen: HashSet<String> = HashSet::new();
+    let checked: Vec<_> = specs
+        .into_iter()
+        .map(|spec| {
+            let checked = check_env(spec.env.keys()).and_then(|()| match &spec.name {
+                None => Ok(()),
+                Some(name) => {
+                    names::check(name)?;
+                    let is_free = !is_taken(name) && chosen.insert(name.clone());
+                    if is_free { Ok(()) } else { Err(FleetError::NameTaken(name.clone())) }
+                }
+            });
+            (spec, checked)
+        })
+        .collect();
+    let mut next = 1;
+    let mut inserts = Vec::new();
+    let planned = checked
+        .into_iter()
+        .map(|(spec, checked)| {
+            let name = spec.name.unwrap_or_else(|| {
+                names::of_child(&parent.name, &mut next, |name| is_taken(name) || chosen.contains(name))
+            });
+            let plan = checked.map(|()| {
+                let mut env = parent.env.clone();
+                env.extend(spec.env);
+                let record = Record {
+                    id: Uuid::now_v7().to_string(),
+                    name: name.clone(),
+                    state: State::Starting,
+                    ending: None,
+                    pid: None,
+                    parent: Some(parent.id.clone()),
+                    generation: parent.generation.saturating_add(1),
+                    env,
+                    created_ms: now_ms(),
+                    epoch: 1,
+                    ..parent.clone()
+                };
+                inserts.push(Insert { record: record.clone(), inherited: layers.to_vec() });
+                record
+            });
+            Planned { name, plan }
+        })
+        .collect();
+    (inserts, planned)
+}
+
+/// Creates the files and sockets of one child. Blocks.
+fn create(paths: &Paths, child: Planned) -> Child {
+    let prepared = match child.plan {
+        Err(error) => Err((None, error)),
+        Ok(record) => match Own::create(paths, &record.id) {
+            Ok((own, control)) => Ok(Prepared { record, own, control }),
+            Err(error) => Err((Some(record), error)),
+        },
+    };
+    Child { name: child.name, prepared }
+}
+
+/// Refuses a fork whose children would find no memory. Every page they change is copied; how many that will be nobody
+/// knows, so this asks for a little per child.
+fn check_room(name: &str, children: usize) -> Result<(), FleetError> {
+    let Some(available) = usage::available_bytes() else { return Ok(()) };
+    let needed = ROOM_FOR_HOST.saturating_add(ROOM_PER_CHILD.saturating_mul(children as u64));
+    if available < needed {
+        return Err(FleetError::NoRoom {
+            name: name.to_owned(),
+            children,
+            needed_mib: needed >> 20,
+            available_mib: available >> 20,
+        });
+    }
+    Ok(())
+}
+
+/// Tells the agent at `socket` to do something that a fork can do without.
+async fn order(socket: &Path, request: AgentRequest, limit: Duration) -> Option<Agent> {
+    match Agent::order(socket, &request, limit).await {
+        Ok(agent) => Some(agent),
+        Err(error) => {
+            tracing::info!(?request, %error, "a fork goes on without");
+            None
+        }
+    }
+}
+
+/// The longest gap that the heart in a parent saw until all of its children had answered, or failed to. `socket` is
+/// the parent's, if its heart beats.
+async fn longest_gap(socket: Option<&Path>, mut all_answered: mpsc::Receiver<()>) -> Option<u64> {
+    let socket = socket?;
+    all_answered.recv().await; // Nothing is ever sent: it ends with the last sender.
+    match Agent::ask(socket, &AgentRequest::HeartbeatStop, HEARTBEAT_LIMIT).await {
+        Ok((_, Reply::Gap { longest_us, .. })) => Some(longest_us),
+        _ => None,
+    }
+}
+
+fn failure(name: String, error: &FleetError) -> ChildReport {
+    ChildReport { name, id: None, ready_us: None, phases_us: BTreeMap::new(), error: Some(error.in_one_line()) }
+}
+
+fn phases(timings: &StartTimings, agent_us: u64) -> BTreeMap<String, u64> {
+    let StartTimings { total_us, seed_us, wait_us, create_vm_us, memory_us, copy_us, map_us, vcpus_us, devices_us } =
+        *timings;
+    [
+        ("total", total_us),
+        ("agent", agent_us),
+        ("seed", seed_us),
+        ("wait", wait_us),
+        ("create_vm", create_vm_us),
+        ("memory", memory_us),
+        ("copy", copy_us),
+        ("map", map_us),
+        ("vcpus", vcpus_us),
+        ("devices", devices_us),
+    ]
+    .map(|(phase, us)| (phase.to_owned(), us))
+    .into()
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

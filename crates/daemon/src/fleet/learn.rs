@@ -1,0 +1,95 @@
+//! What children of a VM write first: learned from one of them, expected of those after it.
+//!
+//! ```text
+//! fork ─► child is ready ─► what has it written? ─► the parent's monitor, which the next children inherit it from
+//!                           … and again once its first program has ended
+//! ```
+//!
+//! Nothing depends on it: a child of which nothing is expected faults as it goes. Only the answer to a VM's first fork
+//! waits for it, so that what comes next finds it learned, and not for long.
+
+use super::Fleet;
+use crate::monitor::{Monitor, MonitorError};
+use pando_wire::control::{Request, Response};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long one of the two monitors may take.
+const LIMIT: Duration = Duration::from_millis(500);
+
+/// VMs of which there is something to learn yet, and whose children it will be expected of.
+#[derive(Debug, Default)]
+pub(crate) struct Lessons(Mutex<HashMap<String, String>>);
+
+impl Lessons {
+    fn give(&self, pupil: &str, parent: &str) {
+        self.lock().insert(pupil.to_owned(), parent.to_owned());
+    }
+
+    fn take(&self, pupil: &str) -> Option<String> {
+        self.lock().remove(pupil)
+    }
+
+    /// The VM `id` is gone, whichever of the two it was.
+    pub(crate) fn forget(&self, id: &str) {
+        self.lock().retain(|pupil, parent| pupil != id && parent != id);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why nothing was learned.
+#[derive(Debug, thiserror::Error)]
+enum LearnError {
+    #[error("cannot read the page tables of its monitor")]
+    Pagemap(#[from] io::Error),
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+}
+
+impl Fleet {
+    /// `child` is ready, the first of its parent. What it has written until now is expected of its siblings, and once
+    /// it has run a program, what it has written until then.
+    pub(super) async fn learn_first(&self, parent: &str, child: &str) {
+        self.learn(parent, child).await;
+        self.0.lessons.give(child, parent);
+    }
+
+    /// A program in the VM `id` has ended.
+    pub(crate) fn program_ended(&self, id: &str) {
+        if let Some(parent) = self.0.lessons.take(id) {
+            let (fleet, id) = (self.clone(), id.to_owned());
+            tokio::spawn(async move { fleet.learn(&parent, &id).await });
+        }
+    }
+
+    async fn learn(&self, parent: &str, child: &str) {
+        if let Err(error) = self.try_learn(parent, child).await {
+            tracing::info!(vm = child, %error, "cannot learn what its siblings will write");
+        }
+    }
+
+    async fn try_learn(&self, parent: &str, child: &str) -> Result<(), LearnError> {
+        let Some(live) = self.0.supervisor.live(child) else { return Ok(()) };
+        let pagemap = File::open(format!("/proc/{}/pagemap", live.pid()))?;
+        let monitor = Monitor::connect(&self.0.paths.control_socket(child))?;
+        let Response::Touched(pages) = monitor.call(&Request::Touched, &[pagemap.as_fd()], LIMIT).await? else {
+            return Err(MonitorError::Confused.into());
+        };
+        if pages.0.is_empty() {
+            return Ok(());
+        }
+        tracing::debug!(vm = child, pages = pages.pages(), "learned what its siblings will write");
+        let monitor = Monitor::connect(&self.0.paths.control_socket(parent))?;
+        match monitor.call(&Request::Expect(pages), &[], LIMIT).await? {
+            Response::Done => Ok(()),
+            _ => Err(MonitorError::Confused.into()),
+        }
+    }
+}

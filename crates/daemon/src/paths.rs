@@ -1,0 +1,134 @@
+//! Where everything lies. Nothing else in this crate joins paths.
+//!
+//! ```text
+//! <state>/lock                       held while a daemon uses this state
+//! <state>/owner                      this daemon's UUID
+//! <state>/pando.db                   what must survive
+//! <state>/images/<digest>.ext4       root disks that VMs begin from
+//! <state>/vms/<id>/console.log       what the guest wrote to its serial port
+//! <state>/vms/<id>/monitor.log       what the monitor wrote to standard error
+//! <state>/layers/<id>/{data,map}     the disk layer that VM <id> writes; kept while a descendant reads it
+//! <runtime>/vms/<id>/control.sock    the monitor
+//! <runtime>/vms/<id>/vsock.sock      the guest
+//! ```
+
+use crate::config::Config;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// The places of one daemon.
+#[derive(Debug, Clone)]
+pub(crate) struct Paths {
+    state: PathBuf,
+    runtime: PathBuf,
+    cache: PathBuf,
+}
+
+impl Paths {
+    /// Creates every folder that must be there, for this user only.
+    ///
+    /// # Errors
+    ///
+    /// Fails where a folder cannot be created, or is there and belongs to somebody else.
+    pub(crate) fn create(config: &Config) -> Result<Self, (PathBuf, io::Error)> {
+        let paths = Self {
+            state: config.state_dir.clone(),
+            runtime: config.runtime_dir.clone(),
+            cache: config.cache_dir.clone(),
+        };
+        let own = [&paths.state, &paths.runtime, &paths.cache];
+        let below = [paths.images(), paths.all_vms(), paths.all_layers(), paths.all_sockets()];
+        for dir in own.into_iter().chain(&below) {
+            create_private(dir).map_err(|error| (dir.clone(), error))?;
+        }
+        Ok(paths)
+    }
+
+    pub(crate) fn cache(&self) -> &Path {
+        &self.cache
+    }
+
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.state.join("lock")
+    }
+
+    pub(crate) fn owner(&self) -> PathBuf {
+        self.state.join("owner")
+    }
+
+    pub(crate) fn database(&self) -> PathBuf {
+        self.state.join("pando.db")
+    }
+
+    pub(crate) fn images(&self) -> PathBuf {
+        self.state.join("images")
+    }
+
+    pub(crate) fn image(&self, digest: &str) -> PathBuf {
+        self.images().join(format!("{digest}.ext4"))
+    }
+
+    pub(crate) fn all_vms(&self) -> PathBuf {
+        self.state.join("vms")
+    }
+
+    pub(crate) fn vm(&self, id: &str) -> PathBuf {
+        self.all_vms().join(id)
+    }
+
+    pub(crate) fn console(&self, id: &str) -> PathBuf {
+        self.vm(id).join("console.log")
+    }
+
+    pub(crate) fn monitor_log(&self, id: &str) -> PathBuf {
+        self.vm(id).join("monitor.log")
+    }
+
+    pub(crate) fn all_layers(&self) -> PathBuf {
+        self.state.join("layers")
+    }
+
+    pub(crate) fn layer(&self, id: &str) -> PathBuf {
+        self.all_layers().join(id)
+    }
+
+    pub(crate) fn all_sockets(&self) -> PathBuf {
+        self.runtime.join("vms")
+    }
+
+    pub(crate) fn sockets(&self, id: &str) -> PathBuf {
+        self.all_sockets().join(id)
+    }
+
+    pub(crate) fn control_socket(&self, id: &str) -> PathBuf {
+        self.sockets(id).join("control.sock")
+    }
+
+    pub(crate) fn vsock_socket(&self, id: &str) -> PathBuf {
+        self.sockets(id).join("vsock.sock")
+    }
+}
+
+/// Creates `dir` and what is above it, with mode 0700; that it is there already is fine if it is ours.
+pub(crate) fn create_private(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    if fs::metadata(dir)?.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user"));
+    }
+    Ok(())
+}
+
+/// Removes `dir` and all in it; that it is not there is fine.
+pub(crate) fn remove(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Makes the names in `dir` durable.
+pub(crate) fn sync(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}

@@ -1,0 +1,84 @@
+//! How errors look in HTTP: a status and an `api::Error`.
+
+use crate::auth::Unauthorized;
+use crate::fleet::FleetError;
+use axum::http::StatusCode;
+use axum::http::header::WWW_AUTHENTICATE;
+use axum::response::{IntoResponse, Response};
+use pando_wire::api;
+
+pub(super) use axum::Json;
+
+/// An answer that is not a success.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    status: StatusCode,
+    error: String,
+    because: Vec<String>,
+}
+
+impl Failure {
+    fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self { status, error: error.into(), because: Vec::new() }
+    }
+
+    pub(super) fn bad_request(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error)
+    }
+
+    pub(super) fn because(mut self, cause: impl ToString) -> Self {
+        self.because.push(cause.to_string());
+        self
+    }
+
+    pub(super) fn no_route() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "there is no such route")
+    }
+
+    pub(super) fn no_method() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "the route has no such method")
+    }
+
+    pub(super) fn cut_short() -> Self {
+        FleetError::CutShort.into()
+    }
+}
+
+impl From<FleetError> for Failure {
+    fn from(error: FleetError) -> Self {
+        let status = match &error {
+            FleetError::NoSuchVm(_) | FleetError::NoSuchImage(_) => StatusCode::NOT_FOUND,
+            FleetError::NameTaken(_)
+            | FleetError::State { .. }
+            | FleetError::ImageInUse { .. }
+            | FleetError::TooDeep { .. } => StatusCode::CONFLICT,
+            FleetError::Invalid(_) | FleetError::NoImage(_) | FleetError::Guest { .. } => StatusCode::BAD_REQUEST,
+            FleetError::NoKvm { .. } | FleetError::NoRoom { .. } | FleetError::Agent { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            FleetError::ExecLate { .. } => StatusCode::GATEWAY_TIMEOUT,
+            FleetError::Boot { .. }
+            | FleetError::Monitor { .. }
+            | FleetError::Host { .. }
+            | FleetError::Db(_)
+            | FleetError::CutShort => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        if status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::error!(error = error.in_one_line(), "a request was not done");
+        }
+        Self { status, because: error.because(), error: error.to_string() }
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.status, Json(api::Error { error: self.error, because: self.because })).into_response()
+    }
+}
+
+impl IntoResponse for Unauthorized {
+    fn into_response(self) -> Response {
+        let failure = Failure::new(StatusCode::UNAUTHORIZED, self.to_string());
+        ([(WWW_AUTHENTICATE, "Bearer")], failure).into_response()
+    }
+}

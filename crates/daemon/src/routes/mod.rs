@@ -1,0 +1,76 @@
+//! The REST API. Every route is on this page; what they do is the fleet's business, and how its errors look in HTTP is
+//! said once, in `error.rs`.
+
+mod agent; // a connection to a guest
+mod body; // what comes in
+mod error; // what goes wrong
+mod events; // what happened, as a stream
+mod images; // what VMs begin from
+mod meta; // about the daemon
+mod vms; // VMs
+
+use crate::fleet::Fleet;
+use axum::Router;
+use axum::response::IntoResponse;
+use error::Failure;
+use std::future::Future;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+/// Run Linux microVMs and fork them while they run. On the Unix socket the caller's user decides, on TCP a bearer token.
+#[derive(OpenApi)]
+#[openapi(info(title = "Pando"))]
+struct Document;
+
+/// Every route that a daemon serves.
+fn all() -> OpenApiRouter<Fleet> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(meta::version))
+        .routes(routes!(meta::document))
+        .routes(routes!(images::list, images::import))
+        .routes(routes!(images::remove))
+        .routes(routes!(vms::list, vms::run))
+        .routes(routes!(vms::get, vms::remove))
+        .routes(routes!(vms::fork))
+        .routes(routes!(vms::pause))
+        .routes(routes!(vms::resume))
+        .routes(routes!(vms::start))
+        .routes(routes!(vms::stop))
+        .routes(routes!(vms::kill))
+        .routes(routes!(vms::exec))
+        .routes(routes!(vms::logs))
+        .routes(routes!(agent::connect))
+        .routes(routes!(events::list))
+}
+
+/// The routes, ready to be served, and the document that describes them.
+pub(crate) fn routes(fleet: Fleet) -> (Router, utoipa::openapi::OpenApi) {
+    let (router, document) = all().split_for_parts();
+    let router = router
+        .fallback(async || Failure::no_route())
+        .method_not_allowed_fallback(async || Failure::no_method())
+        .with_state(fleet);
+    (router, document)
+}
+
+/// The OpenAPI document of the API, as `GET /openapi.json` serves it.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    all().into_openapi()
+}
+
+/// Runs an operation to its end also when the client goes away meanwhile: half a fork is worse than one that nobody
+/// asked for any more.
+async fn to_its_end<T: Send + 'static, E: Into<Failure> + Send + 'static>(
+    operation: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::spawn(operation).await {
+        Ok(result) => result.map_err(Into::into),
+        Err(_) => Err(Failure::cut_short()),
+    }
+}
+
+/// An answer of 204.
+fn nothing() -> impl IntoResponse {
+    axum::http::StatusCode::NO_CONTENT
+}

@@ -1,0 +1,241 @@
+//! Starting and ending a daemon. The VMs outlive it.
+
+use crate::auth::{self, OwnUser};
+use crate::config::Config;
+use crate::db::{Db, DbError};
+use crate::fleet::Fleet;
+use crate::paths::Paths;
+use crate::routes;
+use axum::Router;
+use axum::middleware::from_fn;
+use axum::serve::ListenerExt;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getpid, getrlimit, set_child_subreaper, setrlimit};
+use std::error::Error;
+use std::fs::{self, File, Permissions};
+use std::future::Future;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+/// How long requests that go on may take when the daemon is told to end.
+const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+
+/// Why a daemon does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A folder or file of its own is not to be had.
+    #[error("cannot use {path}")]
+    Path {
+        /// Which.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Only one daemon may use a state directory.
+    #[error("another daemon (pid {pid}) uses {state_dir}")]
+    Taken {
+        /// Its process id, as far as it could be read.
+        pid: String,
+        /// The directory.
+        state_dir: PathBuf,
+    },
+    /// Somebody else listens on the socket.
+    #[error("another daemon listens on {socket}")]
+    SocketTaken {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// The TCP port is not to be had.
+    #[error("cannot listen on {address}")]
+    Tcp {
+        /// Which.
+        address: SocketAddr,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A TCP port without a token would let everybody in.
+    #[error("cannot listen on {address}: the token is empty")]
+    NoToken {
+        /// The port.
+        address: SocketAddr,
+    },
+    /// The kernel does not let it look after orphans or listen for signals.
+    #[error("cannot prepare this process")]
+    Process(#[source] io::Error),
+    /// The database.
+    #[error("cannot open the database")]
+    Db(#[from] DbError),
+    /// The VMs of an earlier daemon cannot be taken over.
+    #[error("cannot take over the VMs of an earlier daemon")]
+    Adopt(#[source] Box<dyn Error + Send + Sync>),
+}
+
+/// Runs a daemon until it gets SIGTERM or SIGINT. Its log goes to whatever `tracing` subscriber there is.
+///
+/// # Errors
+///
+/// Fails where its folders, sockets or database are not to be had, above all where another daemon uses them.
+pub async fn serve(config: Config) -> Result<(), ServeError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Process)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Process)?;
+    let told_to_end = async move {
+        tokio::select! {
+            _ = terminate.recv() => (),
+            _ = interrupt.recv() => (),
+        }
+    };
+    serve_until(config, told_to_end).await
+}
+
+/// Runs a daemon until `told_to_end`. Requests that go on then are finished, for at most 30 s, and VMs run on.
+///
+/// # Errors
+///
+/// As for [`serve`].
+pub async fn serve_until(
+    config: Config,
+    told_to_end: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ServeError> {
+    let paths = Paths::create(&config).map_err(|(path, source)| ServeError::Path { path, source })?;
+    let _lock = lock(&paths, &config)?; // Held until the end.
+    set_child_subreaper(Some(getpid())).map_err(|error| ServeError::Process(error.into()))?;
+    raise_descriptor_limit();
+
+    let owner = owner(&paths.owner()).map_err(|source| ServeError::Path { path: paths.owner(), source })?;
+    let db = Db::open(&paths.database(), &owner).await?;
+    let (end, ending) = watch::channel(false);
+    let fleet = Fleet::new(&config, paths, db.clone(), ending.clone());
+    fleet.adopt().await.map_err(|error| ServeError::Adopt(error.into()))?;
+
+    let (unix, tcp) = listen(&config).await?;
+    tracing::info!(socket = %config.socket.display(), pid = std::process::id(), "listening");
+    let (router, _document) = routes::routes(fleet);
+    let tcp = tcp.map(|(listener, token)| (listener, behind(token, router.clone())));
+    let over = || {
+        let mut ending = ending.clone();
+        async move {
+            let _ = ending.wait_for(|over| *over).await;
+        }
+    };
+    let unix_server = axum::serve(OwnUser(unix), router).with_graceful_shutdown(over());
+    let tcp_server = async {
+        match tcp {
+            Some((listener, router)) => {
+                axum::serve(listener.tap_io(answer_at_once), router).with_graceful_shutdown(over()).await
+            }
+            None => Ok(()),
+        }
+    };
+    let servers = async { tokio::join!(unix_server.into_future(), tcp_server) };
+    tokio::pin!(servers);
+    tokio::select! {
+        _ = &mut servers => (), // Neither ends before it is told to.
+        () = told_to_end => (),
+    }
+    tracing::info!("ending; the VMs run on");
+    end.send_replace(true);
+    if timeout(DRAIN_LIMIT, servers).await.is_err() {
+        tracing::warn!("some requests did not end in time");
+    }
+    // Whoever connects from now on shall hear that there is no daemon.
+    let _ = fs::remove_file(&config.socket);
+    db.close().await;
+    Ok(())
+}
+
+/// A typed character must not wait for the next.
+fn answer_at_once(stream: &mut TcpStream) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "a connection will be slow");
+    }
+}
+
+/// `router` for those who have `token`.
+fn behind(token: blake3::Hash, router: Router) -> Router {
+    router.layer(from_fn(move |request, next| auth::require(token, request, next)))
+}
+
+/// Takes the state directory for this daemon alone.
+fn lock(paths: &Paths, config: &Config) -> Result<File, ServeError> {
+    let path = paths.lock();
+    let failed = |source| ServeError::Path { path: path.clone(), source };
+    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => (),
+        Err(Errno::WOULDBLOCK) => {
+            let pid = fs::read_to_string(&path).unwrap_or_default().trim().to_owned();
+            return Err(ServeError::Taken { pid, state_dir: config.state_dir.clone() });
+        }
+        Err(error) => return Err(failed(error.into())),
+    }
+    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
+    Ok(file)
+}
+
+/// Who this daemon is: made up once, kept for good.
+fn owner(path: &Path) -> io::Result<String> {
+    match fs::read_to_string(path) {
+        Ok(text) => {
+            let id = Uuid::try_parse(text.trim());
+            return id.map(|id| id.to_string()).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (),
+        Err(error) => return Err(error),
+    }
+    let id = Uuid::now_v7().to_string();
+    let unfinished = path.with_extension("new");
+    let mut file = File::create(&unfinished)?;
+    writeln!(file, "{id}")?;
+    file.sync_all()?;
+    fs::rename(&unfinished, path)?;
+    Ok(id)
+}
+
+/// A fork into hundreds of children holds a few descriptors for each, and the usual limit is 1024. More than the hard
+/// limit cannot be had, and then a large fork says so.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::info!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// Listens on the Unix socket, and on TCP if that is asked for.
+async fn listen(config: &Config) -> Result<(UnixListener, Option<(TcpListener, blake3::Hash)>), ServeError> {
+    let socket = &config.socket;
+    let failed = |source| ServeError::Path { path: socket.clone(), source };
+    if let Some(dir) = socket.parent() {
+        // Its owner is not looked at: the socket may be put where others have theirs.
+        fs::create_dir_all(dir).map_err(failed)?;
+    }
+    if tokio::net::UnixStream::connect(socket).await.is_ok() {
+        return Err(ServeError::SocketTaken { socket: socket.clone() });
+    }
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => (), // Nobody listened on it.
+    }
+    // Whoever is faster than the change of its mode is turned away by who they are.
+    let unix = UnixListener::bind(socket).map_err(failed)?;
+    fs::set_permissions(socket, Permissions::from_mode(0o600)).map_err(failed)?;
+    let tcp = match &config.tcp {
+        None => None,
+        Some((address, token)) if token.is_empty() => return Err(ServeError::NoToken { address: *address }),
+        Some((address, token)) => {
+            let bound = TcpListener::bind(address).await;
+            let listener = bound.map_err(|source| ServeError::Tcp { address: *address, source })?;
+            Some((listener, blake3::hash(token.as_bytes())))
+        }
+    };
+    Ok((unix, tcp))
+}

@@ -1,0 +1,191 @@
+//! Monitors as processes: starting them, seeing them end, finding them again.
+//!
+//! *Invariant: whatever a VM has on the host besides its disk and its logs goes away here, in [`Supervisor::supervise`],
+//! within a second of its end, however it ended.*
+
+mod cgroup; // a control group per VM
+mod process; // a process that is perhaps not our child
+mod spawn; // starting a monitor
+
+pub(crate) use process::Process;
+pub(crate) use spawn::spawn;
+
+use crate::db::{Change, Db};
+use crate::monitor::{Monitor, MonitorError};
+use crate::paths::{self, Paths};
+use cgroup::Cgroups;
+use pando_wire::control::{Ending, Request, Response};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// How long a monitor that has announced its end may take to be gone.
+const EXIT_LIMIT: Duration = Duration::from_millis(500);
+/// How long a monitor that was told to end may take until it is forced to.
+const KILL_LIMIT: Duration = Duration::from_secs(1);
+/// How long the kernel may take to end a process that has gigabytes to give back.
+const FORCED_LIMIT: Duration = Duration::from_secs(10);
+
+/// Said of a VM whose monitor went without a word.
+pub(crate) const DIED: &str = "monitor died";
+
+/// Every monitor that runs.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    db: Db,
+    paths: Paths,
+    cgroups: Option<Cgroups>,
+    live: Mutex<HashMap<String, Arc<Live>>>,
+    /// Becomes true when the daemon ends, and then nobody touches anything any more.
+    shutdown: watch::Receiver<bool>,
+}
+
+/// One monitor that runs.
+#[derive(Debug)]
+pub(crate) struct Live {
+    process: Process,
+    /// Why it ended, once everything is put away.
+    ended: watch::Sender<Option<String>>,
+}
+
+impl Live {
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Waits until the VM has ended and everything of it is put away; the answer is why it ended.
+    pub(crate) async fn ended(&self) -> String {
+        let mut ended = self.ended.subscribe();
+        match ended.wait_for(Option::is_some).await {
+            Ok(ending) => ending.clone().unwrap_or_default(),
+            // Its sender is `self`.
+            Err(_) => DIED.to_owned(),
+        }
+    }
+}
+
+impl Supervisor {
+    pub(crate) fn new(db: Db, paths: Paths, shutdown: watch::Receiver<bool>) -> Self {
+        Self { db, paths, cgroups: Cgroups::find(), live: Mutex::default(), shutdown }
+    }
+
+    /// The monitor of VM `id`, if it runs.
+    pub(crate) fn live(&self, id: &str) -> Option<Arc<Live>> {
+        self.lock().get(id).cloned()
+    }
+
+    /// Looks after the monitor of VM `id` from here on. It must have seen its `Start`.
+    pub(crate) async fn supervise(
+        self: &Arc<Self>,
+        id: &str,
+        epoch: i64,
+        process: Process,
+    ) -> Result<Arc<Live>, MonitorError> {
+        let watching = Monitor::connect(&self.paths.control_socket(id))?;
+        watching.send(&Request::Watch, &[]).await?;
+        if let Some(cgroups) = &self.cgroups {
+            cgroups.enter(id, process.pid());
+        }
+        let live = Arc::new(Live { process, ended: watch::Sender::new(None) });
+        self.lock().insert(id.to_owned(), Arc::clone(&live));
+        let (supervisor, id, watched) = (Arc::clone(self), id.to_owned(), Arc::clone(&live));
+        tokio::spawn(async move {
+            let mut shutdown = supervisor.shutdown.clone();
+            let ending = tokio::select! {
+                ending = end(&watching, &watched.process) => ending,
+                // The VM outlives this daemon.
+                _ = shutdown.wait_for(|over| *over) => return,
+            };
+            supervisor.put_away(&id, epoch, &watched, ending).await;
+        });
+        Ok(live)
+    }
+
+    /// Ends the VM `id` now, whatever it is doing, and waits until everything is put away. The answer is why it ended,
+    /// or `None` if it does not run.
+    pub(crate) async fn kill(&self, id: &str) -> Option<String> {
+        let live = self.live(id)?;
+        let asked = async {
+            Monitor::connect(&self.paths.control_socket(id))?.order(&Request::Kill).await?;
+            Ok::<_, MonitorError>(live.ended().await)
+        };
+        if let Ok(Ok(ending)) = timeout(KILL_LIMIT, asked).await {
+            return Some(ending);
+        }
+        // It may have ended without an answer; then this finds nobody.
+        live.process.kill();
+        timeout(FORCED_LIMIT, live.ended()).await.ok()
+    }
+
+    /// Puts away what a VM that no longer runs has left, if it has.
+    pub(crate) async fn sweep(&self, id: &str) {
+        let sockets = self.paths.sockets(id);
+        let removed = tokio::task::spawn_blocking(move || paths::remove(&sockets)).await;
+        if let Ok(Err(error)) = removed {
+            tracing::warn!(vm = id, %error, "cannot remove its sockets");
+        }
+        if let Some(cgroups) = &self.cgroups {
+            cgroups.remove(id);
+        }
+    }
+
+    async fn put_away(&self, id: &str, epoch: i64, live: &Live, ending: String) {
+        if timeout(EXIT_LIMIT, live.process.exited()).await.is_err() {
+            live.process.kill();
+            if timeout(FORCED_LIMIT, live.process.exited()).await.is_err() {
+                tracing::error!(vm = id, pid = live.process.pid(), "its monitor cannot be killed");
+            }
+        }
+        live.process.reap();
+        self.sweep(id).await;
+        tracing::info!(vm = id, ending, "stopped");
+        match self.db.change(id, epoch, Change::Stopped { ending: &ending }).await {
+            Ok(true) => (),
+            Ok(false) => tracing::warn!(vm = id, "it had been stopped already"),
+            Err(error) => tracing::error!(vm = id, %error, "cannot write down that it stopped"),
+        }
+        self.lock().remove(id);
+        live.ended.send_replace(Some(ending));
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Live>>> {
+        // No code that holds it can panic half-way through a change.
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits until the VM ends; the answer is why.
+async fn end(watching: &Monitor, process: &Process) -> String {
+    let said = async {
+        loop {
+            match watching.receive().await {
+                Ok(Response::Ended(ending)) => return Some(ending),
+                Ok(_) => (), // Of no interest to one who watches.
+                Err(_) => return None,
+            }
+        }
+    };
+    tokio::pin!(said);
+    let ending = tokio::select! {
+        ending = &mut said => ending,
+        // Its last words may have been on their way.
+        () = gone(process) => timeout(Duration::from_millis(50), said).await.unwrap_or_default(),
+    };
+    match ending {
+        Some(Ending::PowerOff) => "powered off".into(),
+        Some(Ending::Reset) => "reset".into(),
+        Some(Ending::Killed) => "killed".into(),
+        Some(Ending::Crashed(how)) => format!("crashed: {how}"),
+        None => DIED.into(),
+    }
+}
+
+async fn gone(process: &Process) {
+    if let Err(error) = process.exited().await {
+        // The connection still tells of the end.
+        tracing::warn!(pid = process.pid(), %error, "cannot watch a process");
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,57 @@
+//! A monitor's process. It is our child if we started it, or if it was forked by one that we started and we were there
+//! ever since; after a restart of the daemon it is nobody's in particular.
+
+use crate::ready::{Held, register};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, getpgid, getpgrp, pidfd_open, pidfd_send_signal, waitpgid, waitpid,
+};
+use std::io;
+use std::os::fd::OwnedFd;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A process, held so that its number cannot come to mean another one.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pid: Pid,
+    /// The process group of its tree, unless that is our own.
+    tree: Option<Pid>,
+    fd: AsyncFd<Held<OwnedFd>>,
+}
+
+impl Process {
+    /// Takes hold of process `pid`, which must be known to be alive or our own zombie.
+    pub(crate) fn hold(pid: u32) -> io::Result<Self> {
+        let no_such = || io::Error::new(io::ErrorKind::NotFound, format!("no process has the number {pid}"));
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(no_such)?;
+        let fd = register(pidfd_open(pid, PidfdFlags::empty())?, Interest::READABLE)?;
+        let tree = getpgid(Some(pid)).ok().filter(|&group| group != getpgrp());
+        Ok(Self { pid, tree, fd })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Waits until it has exited. It may still have to be reaped.
+    pub(crate) async fn exited(&self) -> io::Result<()> {
+        self.fd.readable().await.map(|_guard| ())
+    }
+
+    /// Ends it at once.
+    pub(crate) fn kill(&self) {
+        // The only error that can be is that it has exited.
+        let _ = pidfd_send_signal(&self.fd.get_ref().0, Signal::KILL);
+    }
+
+    /// Takes it, and what else of its tree ended and was left to us, out of the process table. Never waits.
+    ///
+    /// Only ever by number or by a monitor's group: other code in this process may wait for children of its own.
+    pub(crate) fn reap(&self) {
+        // No child of ours: somebody else reaps it.
+        let _ = waitpid(Some(self.pid), WaitOptions::NOHANG);
+        if let Some(tree) = self.tree {
+            while let Ok(Some(_)) = waitpgid(tree, WaitOptions::NOHANG) {}
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! Starting a monitor.
+
+use pando_wire::control::Listener;
+use std::fs::File;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Starts `program` as a monitor that serves `control` and writes its complaints to `log`. Blocks for the time of an
+/// `exec`. The answer is its process id; it is the caller's to reap.
+pub(crate) fn spawn(program: &Path, name: &str, control: Listener, log: &Path) -> io::Result<u32> {
+    let log = File::options().append(true).create(true).open(log)?;
+    let monitor = Command::new(program)
+        .args(["vmm", "--name", name])
+        .current_dir("/")
+        .stdin(Stdio::from(control.into_fd()))
+        .stdout(Stdio::null())
+        .stderr(log)
+        // A signal that is meant for the daemon, such as Ctrl-C, must not reach the VMs.
+        .process_group(0)
+        .spawn()?;
+    Ok(monitor.id())
+}

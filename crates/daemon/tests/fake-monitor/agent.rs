@@ -1,0 +1,80 @@
+//! The agent's protocol, on a vsock socket.
+
+use crate::Monitor;
+use pando_wire::agent::{Exec, Exit, Failure, FailureKind, Input, PORT, Reply, Request, VERSION};
+use pando_wire::control::Ending;
+use pando_wire::frame;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+
+pub(crate) fn serve(monitor: &Arc<Monitor>, vsock: &UnixListener) {
+    loop {
+        let (stream, _) = vsock.accept().unwrap();
+        let monitor = Arc::clone(monitor);
+        std::thread::spawn(move || answer(&monitor, stream));
+    }
+}
+
+fn answer(monitor: &Monitor, mut stream: UnixStream) -> Option<()> {
+    let mut input = BufReader::new(stream.try_clone().unwrap());
+    let mut line = String::new();
+    input.read_line(&mut line).ok()?;
+    assert_eq!(line, format!("CONNECT {PORT}\n"));
+    stream.write_all(b"OK 1\n").ok()?;
+
+    let mut say = |reply| frame::write(&mut stream, &reply).ok();
+    match frame::read(&mut input).ok()?? {
+        Request::Ping => say(Reply::Pong { version: VERSION, generation: 0 }),
+        Request::Adopt(identity) => {
+            assert_eq!(identity.machine_id.len(), 32);
+            assert!(identity.generation > 0);
+            if identity.env.contains_key("DIE") {
+                std::process::exit(1);
+            }
+            if identity.env.contains_key("FAIL") {
+                return say(failed(FailureKind::Other, "the hook 10-db failed"));
+            }
+            say(Reply::Done)
+        }
+        Request::HeartbeatStop => say(Reply::Gap { longest_us: 42, beats: 1 }),
+        Request::PowerOff => {
+            say(Reply::Done)?;
+            if monitor.name == "stubborn" {
+                return None;
+            }
+            monitor.end(Ending::PowerOff)
+        }
+        Request::ForkBarrier => {
+            say(Reply::Done)?;
+            // Until the host closes the connection.
+            input.read_to_end(&mut Vec::new()).ok().map(|_| ())
+        }
+        Request::Exec(exec) => run(&exec, &mut input, &mut say),
+        _ => say(Reply::Done),
+    }
+}
+
+fn run(exec: &Exec, input: &mut impl Read, say: &mut impl FnMut(Reply) -> Option<()>) -> Option<()> {
+    let program = exec.argv[0].as_str();
+    if !["echo", "cat", "sleep"].contains(&program) {
+        return say(failed(FailureKind::NotFound, "no such program"));
+    }
+    say(Reply::Started { pid: 7 })?;
+    match program {
+        "echo" => say(Reply::Stdout(format!("{}\n", exec.argv[1..].join(" ")).into_bytes()))?,
+        _ => loop {
+            match frame::read(input).ok()?? {
+                Input::Stdin(bytes) if program == "cat" && bytes.is_empty() => break,
+                Input::Stdin(bytes) if program == "cat" => say(Reply::Stderr(bytes))?,
+                Input::Signal(signal) => return say(Reply::Exited(Exit::Signal(signal))),
+                _ => (),
+            }
+        },
+    }
+    say(Reply::Exited(Exit::Code(3)))
+}
+
+fn failed(kind: FailureKind, message: &str) -> Reply {
+    Reply::Failed(Failure { kind, message: message.into() })
+}

@@ -1,0 +1,124 @@
+//! The control protocol.
+
+use crate::{Monitor, agent};
+use pando_wire::control::{
+    Connection, Ending, ForkTimings, Origin, Phase, Request, Response, Start, StartTimings, Status, WorkingSet,
+};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixListener;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+pub(crate) fn serve(monitor: &Arc<Monitor>, connection: Connection) {
+    while let Ok(Some((request, descriptors))) = connection.receive() {
+        let response = match request {
+            Request::Start(start) => begin(monitor, &start, descriptors),
+            Request::Fork(fork) => {
+                assert_eq!(fork.children as usize, descriptors.len());
+                if monitor.name == "no-fork" {
+                    Response::Refused(vec!["the disk is broken".into(), "no space left on device".into()])
+                } else {
+                    descriptors.into_iter().for_each(spawn_child);
+                    Response::Forked(ForkTimings {
+                        pause_us: 15,
+                        park_us: 1,
+                        save_us: 2,
+                        seal_us: 3,
+                        fork_us: 4,
+                        resume_us: 5,
+                        expected_pages: monitor.state.lock().unwrap().expected.pages(),
+                    })
+                }
+            }
+            Request::Pause => shift(monitor, Phase::Paused),
+            Request::Resume => shift(monitor, Phase::Running),
+            Request::Kill => {
+                connection.send(&Response::Done, &[]).unwrap();
+                monitor.end(Ending::Killed);
+            }
+            Request::Status => {
+                let phase = monitor.state.lock().unwrap().phase;
+                Response::Status(Status { pid: std::process::id(), phase })
+            }
+            Request::Touched => {
+                let pagemap = descriptors.into_iter().next().unwrap();
+                assert!(File::from(pagemap).read_at(&mut [0; 8], 0).is_ok());
+                // Three pages, and one more each time that it is asked.
+                let mut state = monitor.state.lock().unwrap();
+                state.touched += 1;
+                Response::Touched(WorkingSet(vec![(7, 2), (12, state.touched)]))
+            }
+            Request::Expect(pages) => {
+                monitor.state.lock().unwrap().expected = pages;
+                Response::Done
+            }
+            Request::Watch => return monitor.state.lock().unwrap().watching.push(connection),
+        };
+        if connection.send(&response, &[]).is_err() {
+            return;
+        }
+    }
+}
+
+fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Response {
+    assert_eq!(monitor.state.lock().unwrap().phase, Phase::Created);
+    let inherited = start.inherited_layers as usize;
+    let (boots, recovers) = match &start.origin {
+        Origin::Boot(boot) => (true, boot.recover_layers),
+        Origin::Fork => (false, false),
+    };
+    let wanted = 6 + inherited + if boots { 2 } else { 0 } + if recovers { inherited } else { 0 };
+    assert_eq!(descriptors.len(), wanted, "{start:?}");
+    if monitor.name == "refused" {
+        return Response::Refused(vec!["the machine is broken".into(), "no such device".into()]);
+    }
+
+    let mut descriptors = descriptors.into_iter();
+    let _kvm = descriptors.next();
+    let mut console = File::from(descriptors.next().unwrap());
+    let vsock = UnixListener::from(descriptors.next().unwrap());
+    let base = File::from(descriptors.next().unwrap());
+    assert!(base.metadata().unwrap().len() > 0);
+    let inherited: Vec<_> = descriptors.by_ref().take(inherited).map(File::from).collect();
+    let (data, journal) = (File::from(descriptors.next().unwrap()), File::from(descriptors.next().unwrap()));
+    // Every layer has something in it, so that one that is missing is missed.
+    let is_filled = |file: &File| file.metadata().unwrap().len() > 0;
+    assert!(inherited.iter().all(is_filled));
+    assert_eq!(is_filled(&data), recovers);
+    data.write_all_at(b"blocks", 0).unwrap();
+    journal.write_all_at(b"journal", 0).unwrap();
+
+    monitor.state.lock().unwrap().phase = Phase::Running;
+    if monitor.name.starts_with("no-boot") {
+        writeln!(console, "Kernel panic - not syncing: no root").unwrap();
+        let monitor = Arc::clone(monitor);
+        std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            monitor.end(Ending::Crashed("triple fault".into()))
+        });
+        return Response::Started(StartTimings::default());
+    }
+    writeln!(console, "{} {}", if boots { "booted" } else { "forked" }, monitor.name).unwrap();
+    let agents = Arc::clone(monitor);
+    std::thread::spawn(move || {
+        if agents.name == "slow" {
+            std::thread::sleep(std::time::Duration::from_millis(500));
+        }
+        agent::serve(&agents, &vsock)
+    });
+    Response::Started(StartTimings { total_us: 7, ..StartTimings::default() })
+}
+
+fn shift(monitor: &Monitor, phase: Phase) -> Response {
+    monitor.state.lock().unwrap().phase = phase;
+    Response::Done
+}
+
+fn spawn_child(control: OwnedFd) {
+    let program = std::env::current_exe().unwrap();
+    let mut seed = Command::new(program).arg("seed").stdin(Stdio::from(control)).spawn().unwrap();
+    assert!(seed.wait().unwrap().success());
+}

@@ -1,0 +1,67 @@
+//! A monitor without a VM, with an agent in it: what the daemon's tests run instead of `pando vmm`. It keeps the two
+//! protocols and checks what it is sent. How it misbehaves depends on the VM's name, or on its environment.
+
+#![allow(clippy::unwrap_used, reason = "a helper of tests, which fail where it does")]
+
+mod agent; // the guest's side
+mod control; // the monitor's side
+
+use pando_wire::control::{Connection, Ending, Listener, Phase, Response, WorkingSet};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+/// What this monitor is.
+struct Monitor {
+    /// From the command line; a child of a fork does not know its own.
+    name: String,
+    state: Mutex<State>,
+}
+
+struct State {
+    phase: Phase,
+    watching: Vec<Connection>,
+    expected: WorkingSet,
+    /// How often it was asked what it has written.
+    touched: u32,
+}
+
+impl Monitor {
+    /// Tells everybody who watches, and ends.
+    fn end(&self, ending: Ending) -> ! {
+        for connection in &self.state.lock().unwrap().watching {
+            let _ = connection.send(&Response::Ended(ending.clone()), &[]);
+        }
+        std::process::exit(0)
+    }
+}
+
+fn main() {
+    let arguments: Vec<_> = std::env::args().collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        // Goes away at once, so that the child is left to the daemon, as a real monitor's seed does.
+        [_, "seed"] => {
+            let child = Command::new(&arguments[0]).args(["vmm", "--name", "child"]).spawn().unwrap();
+            drop(child);
+        }
+        [_, "vmm", "--name", name] => serve(name),
+        _ => panic!("unknown arguments {arguments:?}"),
+    }
+}
+
+fn serve(name: &str) {
+    let monitor = Arc::new(Monitor {
+        name: name.to_owned(),
+        state: Mutex::new(State {
+            phase: Phase::Created,
+            watching: Vec::new(),
+            expected: WorkingSet::default(),
+            touched: 0,
+        }),
+    });
+    let listener = Listener::from_fd(rustix::stdio::stdin().try_clone_to_owned().unwrap());
+    loop {
+        let connection = listener.accept().unwrap();
+        let monitor = Arc::clone(&monitor);
+        std::thread::spawn(move || control::serve(&monitor, connection));
+    }
+}

@@ -1,0 +1,177 @@
+//! Forking.
+
+mod support;
+
+use pando_wire::api::State;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use support::{Daemon, eventually, exists, signal_kill};
+
+#[tokio::test]
+async fn children_run_and_know_where_they_come_from() {
+    let daemon = Daemon::start().await;
+    let parent = daemon.run("base").await;
+
+    let (status, report) =
+        daemon.post("/vms/base/fork", json!({"children": [{}, {"name": "two", "env": {"B": "2"}}, {}]})).await;
+
+    assert_eq!(status, 200, "{report}");
+    assert_eq!((&report["pause_us"], &report["guest_gap_us"]), (&json!(15), &json!(42)));
+    let names: Vec<_> = report["children"].as_array().unwrap().iter().map(|child| &child["name"]).collect();
+    assert_eq!(names, ["base.1", "two", "base.2"]);
+    for child in report["children"].as_array().unwrap() {
+        assert_eq!(child["error"], Value::Null);
+        assert!(child["ready_us"].as_u64().unwrap() > 0);
+        assert_eq!(child["phases_us"]["total"], 7);
+    }
+    let child = daemon.vm("two").await;
+    assert_eq!((child.state, child.parent.as_deref()), (State::Running, Some(parent.id.as_str())));
+    assert_eq!(child.env, [("A".into(), "1".into()), ("B".into(), "2".into())].into());
+    assert_ne!(child.pid, parent.pid);
+}
+
+#[tokio::test]
+async fn what_the_first_child_wrote_is_expected_of_those_after_it() {
+    let daemon = Daemon::start().await;
+    daemon.run("base").await;
+    assert_eq!(daemon.fork("base", &["first"]).await.expected_pages, 0);
+    assert_eq!(daemon.fork("base", &["second"]).await.expected_pages, 3);
+    // And again once it has run its first program; not after that, and not of another.
+    for name in ["second", "first", "first"] {
+        daemon.post(&format!("/vms/{name}/exec"), json!({"argv": ["echo"]})).await;
+    }
+    let mut count = 0;
+    eventually("more is learned", async || {
+        count += 1;
+        daemon.fork("base", &[&format!("later-{count}")]).await.expected_pages == 4
+    })
+    .await;
+    assert_eq!(daemon.fork("second", &["grandchild"]).await.expected_pages, 0, "another VM has to be learned anew");
+}
+
+#[tokio::test]
+async fn one_of_ten_children_fails_and_nine_run() {
+    let daemon = Daemon::start().await;
+    daemon.run("base").await;
+    let names = ["a", "b", "c", "d", "base", "f", "g", "h", "i", "j"];
+
+    let report = daemon.fork("base", &names).await;
+
+    for (child, name) in report.children.iter().zip(names) {
+        let error = (name == "base").then(|| "there is a VM called base already".to_owned());
+        assert_eq!((child.name.as_str(), child.id.is_none(), &child.error), (name, error.is_some(), &error));
+    }
+    let (_, all) = daemon.get("/vms").await;
+    assert_eq!(all.as_array().unwrap().len(), 10);
+}
+
+#[tokio::test]
+async fn children_fail_in_their_own_ways_and_leave_nothing() {
+    let daemon = Daemon::start().await;
+    daemon.run("base").await;
+    let children = json!({"children": [
+        {"name": "good"},
+        {"name": "good"},
+        {"name": "Bad"},
+        {"name": "env", "env": {"": "x"}},
+        {"name": "dies", "env": {"DIE": "1"}},
+        {"name": "hooks", "env": {"FAIL": "1"}},
+    ]});
+
+    let (_, report) = daemon.post("/vms/base/fork", children).await;
+
+    let errors: Vec<_> = report["children"].as_array().unwrap().iter().map(|child| child["error"].as_str()).collect();
+    assert_eq!(errors[..2], [None, Some("there is a VM called good already")]);
+    assert!(errors[2].unwrap().contains("cannot be a name"), "{errors:?}");
+    assert!(errors[3].unwrap().contains("cannot be the name of a variable"), "{errors:?}");
+    assert!(errors[4].unwrap().contains("dies"), "{errors:?}");
+    // It runs, so that its owner can look into it.
+    assert_eq!((errors[5], report["children"][5]["id"].is_string()), (Some("the hook 10-db failed"), true));
+    assert_eq!(daemon.vm("hooks").await.state, State::Running);
+    for gone in ["Bad", "env", "dies"] {
+        assert_eq!(daemon.get(&format!("/vms/{gone}")).await.0, 404, "{gone}");
+    }
+    let layers = std::fs::read_dir(daemon.path().join("state/layers")).unwrap().count();
+    assert_eq!(layers, 3, "base, good, hooks");
+}
+
+#[tokio::test]
+async fn a_stopped_vm_cannot_be_forked_and_a_paused_one_can() {
+    let daemon = Daemon::start().await;
+    daemon.run("base").await;
+    daemon.post("/vms/base/pause", Value::Null).await;
+    let report = daemon.fork("base", &["child"]).await;
+    assert_eq!((report.children[0].error.as_deref(), report.guest_gap_us), (None, None));
+
+    daemon.post("/vms/base/kill", Value::Null).await;
+    let (status, body) = daemon.post("/vms/base/fork", json!({"children": [{}]})).await;
+    assert_eq!((status.as_u16(), body), (409, json!({"error": "cannot fork base: it is stopped"})));
+}
+
+#[tokio::test]
+async fn a_fork_has_1_to_250_children() {
+    let daemon = Daemon::start().await;
+    daemon.run("base").await;
+    for (count, expected) in [(0, 400), (251, 400), (250, 200)] {
+        let children = vec![json!({}); count];
+        let (status, report) = daemon.post("/vms/base/fork", json!({"children": children})).await;
+        assert_eq!(status, expected, "{count}");
+        if expected == 200 {
+            let failed: Vec<_> =
+                report["children"].as_array().unwrap().iter().filter(|child| child["id"].is_null()).collect();
+            assert!(failed.is_empty(), "{failed:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_fork_that_the_monitor_refuses_leaves_nothing() {
+    let daemon = Daemon::start().await;
+    daemon.run("no-fork").await;
+    let (status, body) = daemon.post("/vms/no-fork/fork", json!({"children": [{}, {}]})).await;
+    assert_eq!(
+        (status.as_u16(), body),
+        (500, json!({"error": "cannot fork no-fork", "because": ["the disk is broken", "no space left on device"]}))
+    );
+    assert_eq!(daemon.get("/vms").await.1.as_array().unwrap().len(), 1);
+    assert_eq!(std::fs::read_dir(daemon.path().join("run/vms")).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn layers_of_a_removed_parent_stay_until_the_last_child_goes() {
+    let daemon = Daemon::start().await;
+    let parent = daemon.run("base").await;
+    daemon.fork("base", &["a", "b"]).await;
+    assert_eq!(daemon.fork("a", &["grandchild"]).await.children[0].error, None);
+    let child = daemon.vm("a").await;
+
+    daemon.delete("/vms/base?force=true").await;
+    daemon.delete("/vms/a?force=true").await;
+    daemon.delete("/vms/b?force=true").await;
+
+    assert_eq!(daemon.get("/vms/base").await.0, 404);
+    assert!(daemon.layer(&parent.id).join("data").exists(), "the grandchild reads it");
+    assert!(daemon.layer(&child.id).join("data").exists(), "the grandchild reads it");
+    assert_eq!(daemon.vm("grandchild").await.state, State::Running);
+
+    daemon.delete("/vms/grandchild?force=true").await;
+    assert_eq!(std::fs::read_dir(daemon.path().join("state/layers")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn the_death_of_a_parent_does_not_hurt_its_children_and_theirs_leaves_no_zombie() {
+    let daemon = Daemon::start().await;
+    let parent = daemon.run("base").await;
+    daemon.fork("base", &["child"]).await;
+    let child = daemon.vm("child").await;
+
+    signal_kill(parent.pid.unwrap());
+    eventually("the parent is stopped", async || daemon.vm("base").await.state == State::Stopped).await;
+    assert_eq!(daemon.vm("child").await.state, State::Running);
+
+    let killed = Instant::now();
+    signal_kill(child.pid.unwrap());
+    eventually("the child is stopped", async || daemon.vm("child").await.state == State::Stopped).await;
+    assert!(killed.elapsed() < Duration::from_secs(1));
+    assert!(!exists(child.pid.unwrap()), "a zombie is left");
+}

@@ -1,0 +1,198 @@
+//! A daemon to test: its own directories, the fake monitor, and a client.
+
+#![allow(dead_code, reason = "not every test file uses all of it")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests, which fail where these do")]
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use pando_daemon::{Config, ServeError, serve_until};
+use pando_wire::api::{ForkReport, Vm};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// A daemon that runs, and everything it owns.
+pub(crate) struct Daemon {
+    pub(crate) config: Config,
+    dir: TempDir,
+    running: Option<Running>,
+}
+
+struct Running {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), ServeError>>,
+}
+
+impl Daemon {
+    pub(crate) async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        let mut daemon = Self { config, dir, running: None };
+        daemon.start_again().await;
+        daemon
+    }
+
+    /// Starts it where it was stopped.
+    pub(crate) async fn start_again(&mut self) {
+        let (stop, stopped) = oneshot::channel();
+        let until = async { drop(stopped.await) };
+        let task = tokio::spawn(serve_until(self.config.clone(), until));
+        self.running = Some(Running { stop, task });
+        eventually("the daemon listens", async || UnixStream::connect(&self.config.socket).await.is_ok()).await;
+    }
+
+    /// Ends it, as SIGTERM does.
+    pub(crate) async fn stop(&mut self) {
+        let Running { stop, task } = self.running.take().unwrap();
+        stop.send(()).unwrap();
+        task.await.unwrap().unwrap();
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) async fn connect(&self) -> SendRequest<Full<Bytes>> {
+        let stream = UnixStream::connect(&self.config.socket).await.unwrap();
+        let (sender, connection) = handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection.with_upgrades());
+        sender
+    }
+
+    pub(crate) async fn send(&self, method: Method, path: &str, body: Bytes) -> Response<Incoming> {
+        let request =
+            Request::builder().method(method).uri(path).header("host", "pando").body(Full::new(body)).unwrap();
+        self.connect().await.send_request(request).await.unwrap()
+    }
+
+    pub(crate) async fn call(&self, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
+        let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
+        read(self.send(method, path, body).await).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> (StatusCode, Value) {
+        self.call(Method::GET, path, Value::Null).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
+        self.call(Method::POST, path, body).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> (StatusCode, Value) {
+        self.call(Method::DELETE, path, Value::Null).await
+    }
+
+    /// Imports an image; the answer is its digest.
+    pub(crate) async fn image(&self) -> String {
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(5);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        archive.append_data(&mut header, "hello", &b"world"[..]).unwrap();
+        let archive = archive.into_inner().unwrap();
+        let (status, image) = read(self.send(Method::POST, "/images", archive.into()).await).await;
+        assert_eq!(status, 200, "{image}");
+        image["digest"].as_str().unwrap().to_owned()
+    }
+
+    /// Boots a VM.
+    pub(crate) async fn run(&self, name: &str) -> Vm {
+        let (status, vm) = self.try_run(name).await;
+        assert_eq!(status, 200, "{vm}");
+        serde_json::from_value(vm).unwrap()
+    }
+
+    pub(crate) async fn try_run(&self, name: &str) -> (StatusCode, Value) {
+        let kernel = self.path().join("kernel");
+        std::fs::write(&kernel, "no kernel").unwrap();
+        let image = self.image().await;
+        self.post("/vms", json!({"name": name, "image": image, "kernel": kernel, "env": {"A": "1"}})).await
+    }
+
+    /// Forks a VM into children of these names.
+    pub(crate) async fn fork(&self, parent: &str, names: &[&str]) -> ForkReport {
+        let children: Vec<_> = names.iter().map(|name| json!({"name": name})).collect();
+        let (status, report) = self.post(&format!("/vms/{parent}/fork"), json!({"children": children})).await;
+        assert_eq!(status, 200, "{report}");
+        serde_json::from_value(report).unwrap()
+    }
+
+    pub(crate) async fn vm(&self, name: &str) -> Vm {
+        let (status, vm) = self.get(&format!("/vms/{name}")).await;
+        assert_eq!(status, 200, "{vm}");
+        serde_json::from_value(vm).unwrap()
+    }
+
+    pub(crate) fn layer(&self, id: &str) -> PathBuf {
+        self.config.state_dir.join("layers").join(id)
+    }
+
+    pub(crate) fn sockets(&self, id: &str) -> PathBuf {
+        self.config.runtime_dir.join("vms").join(id)
+    }
+}
+
+impl Drop for Daemon {
+    /// VMs outlive a daemon, and these must not outlive their test.
+    fn drop(&mut self) {
+        let vms = self.config.runtime_dir.join("vms");
+        for vm in std::fs::read_dir(vms).into_iter().flatten().flatten() {
+            if let Ok(monitor) = pando_wire::control::Connection::connect(&vm.path().join("control.sock")) {
+                let _ = monitor.send(&pando_wire::control::Request::Kill, &[]);
+                let _ = monitor.receive::<pando_wire::control::Response>();
+            }
+        }
+    }
+}
+
+/// Where a daemon below `dir` has its things.
+pub(crate) fn config(dir: &Path) -> Config {
+    let tests = std::env::current_exe().unwrap();
+    let monitor = tests.parent().unwrap().parent().unwrap().join("examples/fake-monitor");
+    assert!(monitor.exists(), "cargo builds examples before it runs tests");
+    Config {
+        state_dir: dir.join("state"),
+        runtime_dir: dir.join("run"),
+        cache_dir: dir.join("cache"),
+        socket: dir.join("run/pando.sock"),
+        tcp: None,
+        monitor,
+        kvm: "/dev/null".into(),
+    }
+}
+
+pub(crate) async fn read(response: Response<Incoming>) -> (StatusCode, Value) {
+    let status = response.status();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| String::from_utf8_lossy(&bytes).into());
+    (status, body)
+}
+
+/// Waits until `happens`, for at most ten seconds.
+pub(crate) async fn eventually(what: &str, mut happens: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !happens().await {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Whether there is a process `pid`, be it a zombie.
+pub(crate) fn exists(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+pub(crate) fn signal_kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
