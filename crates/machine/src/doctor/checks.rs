@@ -1,0 +1,219 @@
+//! What the doctor looks at, one function each.
+
+use super::{Kvm, Row};
+use crate::tools;
+use rustix::fs::{Access, access, ioctl_ficlone, statvfs};
+use rustix::io::Errno;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Less memory than this is not worth starting VMs in.
+const MEMORY_BYTES: u64 = 1 << 30;
+/// Less free disk than this is soon full.
+const DISK_BYTES: u64 = 2 << 30;
+
+pub(super) fn kvm(kvm: &Kvm) -> Row {
+    const WHAT: &str = "KVM";
+    match kvm {
+        Kvm::Hardware { ns_per_instruction } => {
+            Row::good(WHAT, format!("hardware, {ns_per_instruction} ns an instruction"))
+        }
+        Kvm::Software { ns_per_instruction } => Row::bad(
+            WHAT,
+            format!("software, {ns_per_instruction} ns an instruction"),
+            "Linux guests do not get through their boot on it: use a computer with hardware virtualization, or nested \
+             virtualization where this one is a VM",
+        ),
+        Kvm::NoPermission => Row::bad(
+            WHAT,
+            "no permission",
+            "join the group that owns /dev/kvm: sudo usermod -aG kvm $USER, and log in anew",
+        ),
+        Kvm::Broken { why } => Row::bad(WHAT, why, "look for kvm in the kernel's log: sudo dmesg"),
+        Kvm::None => Row::bad(
+            WHAT,
+            "no /dev/kvm",
+            "load kvm_intel or kvm_amd, and enable virtualization in the firmware, or nested virtualization where this \
+             computer is a VM",
+        ),
+    }
+}
+
+/// Whether `pando machine` could start: the programs that it runs, and a kernel or a way to get one.
+pub(super) fn emulated_host() -> Row {
+    const WHAT: &str = "emulated host";
+    let needed = [tools::QEMU, tools::BUSYBOX, tools::DEPMOD, tools::MKFS, tools::APT_GET, tools::DPKG_DEB];
+    let missing: Vec<_> = needed.into_iter().filter(|tool| tool.find().is_err()).collect();
+    if missing.is_empty() {
+        return Row::good(WHAT, "its programs are here");
+    }
+    let programs: Vec<_> = missing.iter().map(|tool| tool.program).collect();
+    let packages: Vec<_> = missing.iter().map(|tool| tool.package).collect();
+    Row::bad(
+        WHAT,
+        format!("no {}", programs.join(", no ")),
+        format!("only for computers without hardware KVM: apt-get install {}", packages.join(" ")),
+    )
+}
+
+pub(super) fn huge_pages() -> Row {
+    huge_pages_of(
+        &read("/sys/kernel/mm/transparent_hugepage/enabled"),
+        &read("/sys/kernel/mm/transparent_hugepage/khugepaged/defrag"),
+    )
+}
+
+fn huge_pages_of(enabled: &str, collapse: &str) -> Row {
+    const WHAT: &str = "huge pages";
+    match chosen(enabled) {
+        Some(mode @ ("always" | "madvise")) => {
+            let later = if collapse.trim() == "1" { "" } else { ", none put together later" };
+            Row::good(WHAT, format!("{mode}{later}"))
+        }
+        mode => Row::bad(
+            WHAT,
+            mode.unwrap_or("none"),
+            "forks pause their VM 30 to 50 times longer without: echo madvise > \
+             /sys/kernel/mm/transparent_hugepage/enabled",
+        ),
+    }
+}
+
+/// The word in brackets.
+fn chosen(modes: &str) -> Option<&str> {
+    Some(modes.split_once('[')?.1.split_once(']')?.0)
+}
+
+pub(super) fn userfaultfd() -> Row {
+    const WHAT: &str = "userfaultfd";
+    if File::options().read(true).write(true).open("/dev/userfaultfd").is_ok() {
+        return Row::good(WHAT, "/dev/userfaultfd");
+    }
+    let setting = read("/proc/sys/vm/unprivileged_userfaultfd");
+    if setting.trim() == "1" || (!setting.is_empty() && rustix::process::geteuid().is_root()) {
+        return Row::good(WHAT, "system call");
+    }
+    let found = if setting.is_empty() { "none" } else { "no permission" };
+    Row::bad(WHAT, found, "VMs cannot wake before all their memory is loaded: let this user open /dev/userfaultfd")
+}
+
+pub(super) fn reflink(state_dir: &Path) -> Row {
+    const WHAT: &str = "reflink";
+    let folder = existing(state_dir);
+    match try_reflink(folder) {
+        Ok(()) => Row::good(WHAT, format!("in {}", folder.display())),
+        Err(error) => {
+            let known = [Errno::OPNOTSUPP, Errno::NOTTY, Errno::INVAL, Errno::XDEV, Errno::NOSYS];
+            let none = known.iter().any(|known| error.raw_os_error() == Some(known.raw_os_error()));
+            let found =
+                if none { format!("none in {}", folder.display()) } else { format!("{}: {error}", folder.display()) };
+            Row::bad(WHAT, found, "copies of whole files take time and space there; XFS and btrfs share them")
+        }
+    }
+}
+
+fn try_reflink(folder: &Path) -> io::Result<()> {
+    let mut from = tempfile::tempfile_in(folder)?;
+    from.write_all(&[1; 4096])?;
+    let to = tempfile::tempfile_in(folder)?;
+    Ok(ioctl_ficlone(&to, &from)?)
+}
+
+pub(super) fn cgroups() -> Row {
+    cgroups_in(Path::new("/sys/fs/cgroup"))
+}
+
+fn cgroups_in(root: &Path) -> Row {
+    const WHAT: &str = "cgroups";
+    let advice = "VMs run without limits of their own; boot with systemd.unified_cgroup_hierarchy=1";
+    if !root.join("cgroup.controllers").exists() {
+        let found = if root.join("unified/cgroup.controllers").exists() {
+            "v1, v2 beside it without controllers"
+        } else if root.join("memory").exists() {
+            "v1"
+        } else {
+            "none"
+        };
+        return Row::bad(WHAT, found, advice);
+    }
+    match access(root, Access::WRITE_OK) {
+        Ok(()) => Row::good(WHAT, "v2, writable"),
+        Err(_) => {
+            Row::bad(WHAT, "v2, not writable", "VMs run without limits of their own unless the daemon runs as root")
+        }
+    }
+}
+
+pub(super) fn memory() -> Row {
+    let available = read("/proc/meminfo")
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    amount("free memory", available.map(|kib| kib << 10), MEMORY_BYTES, "VMs will soon be refused: free some")
+}
+
+pub(super) fn disk(state_dir: &Path) -> Row {
+    let available = statvfs(existing(state_dir)).ok().map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+    amount(
+        "free disk",
+        available,
+        DISK_BYTES,
+        "disks of VMs will soon see I/O errors: free some, or set PANDO_STATE_DIR",
+    )
+}
+
+fn amount(what: &'static str, bytes: Option<u64>, least: u64, advice: &str) -> Row {
+    let Some(bytes) = bytes else {
+        return Row::bad(what, "unknown", "mount /proc");
+    };
+    let found = format!("{}.{} GiB", bytes >> 30, (bytes >> 20) % 1024 * 10 / 1024);
+    if bytes >= least { Row::good(what, found) } else { Row::bad(what, found, advice) }
+}
+
+/// `path`, or the nearest folder above it that is there.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"))
+}
+
+/// A file of the kernel; empty when there is none.
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn huge_pages_are_good_when_they_can_be_asked_for() {
+        assert!(huge_pages_of("[always] madvise never\n", "1\n").ok);
+        assert_eq!(huge_pages_of("always [madvise] never\n", "0\n").found, "madvise, none put together later");
+        assert!(!huge_pages_of("always madvise [never]\n", "1\n").ok);
+        assert_eq!(huge_pages_of("", "").found, "none");
+    }
+
+    #[test]
+    fn only_the_second_version_of_cgroups_at_the_root_counts() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(cgroups_in(root.path()).found, "none");
+        fs::create_dir(root.path().join("memory")).unwrap();
+        assert_eq!(cgroups_in(root.path()).found, "v1");
+        fs::create_dir(root.path().join("unified")).unwrap();
+        fs::write(root.path().join("unified/cgroup.controllers"), "").unwrap();
+        assert!(!cgroups_in(root.path()).ok);
+        fs::write(root.path().join("cgroup.controllers"), "cpu").unwrap();
+        assert!(cgroups_in(root.path()).ok);
+    }
+
+    #[test]
+    fn amounts_are_told_in_gib() {
+        assert_eq!(amount("x", Some((3 << 30) + (1 << 29)), 1, "").found, "3.5 GiB");
+        assert!(!amount("x", Some(1), 2, "no").ok);
+        assert!(!amount("x", None, 2, "no").ok);
+    }
+
+    #[test]
+    fn the_nearest_folder_that_is_there_is_examined() {
+        assert_eq!(existing(Path::new("/proc/no/such/folder")), Path::new("/proc"));
+    }
+}
