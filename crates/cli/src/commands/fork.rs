@@ -1,0 +1,224 @@
+//! `pando fork`.
+
+use crate::client::{Client, segment};
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::render::{self, Table};
+use crate::{complete, out, parse};
+use pando_wire::api::{ChildReport, ChildSpec, ForkReport, ForkRequest};
+use std::process::ExitCode;
+
+/// The page size that [`ForkReport::shared_pages`] counts in.
+const PAGE: u64 = 4096;
+/// As [`pando_wire::control::MAX_CHILDREN`], in clap's words.
+const MAX_COUNT: i64 = pando_wire::control::MAX_CHILDREN as i64;
+
+/// Copy a running VM, processes and all.
+///
+/// The copies run on from the same instant as the VM itself, each with its own name.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Prints the name of every child that runs, one per line. A child that failed does not fail the others, but the \
+exit status is then 1.
+
+Examples:
+  pando fork web
+  pando fork web --count 3 --prefix review -e BRANCH=fix-login   # review.1 …
+  pando fork web --name candidate --timings")]
+pub(crate) struct Args {
+    /// Name or id of the VM to copy.
+    #[arg(add = complete::vm())]
+    vm: String,
+    /// How many copies.
+    #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_COUNT))]
+    count: u32,
+    /// Name of the copy, when there is one.
+    #[arg(short, long, conflicts_with_all = ["prefix", "count"])]
+    name: Option<String>,
+    /// Name the copies PREFIX.1, PREFIX.2 and so on; the next free numbers behind the parent's name when absent.
+    #[arg(short, long)]
+    prefix: Option<String>,
+    /// A variable for every exec in the copies and for their fork hooks; NAME alone takes its value from here.
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = parse::variable)]
+    env: Vec<(String, String)>,
+    /// Print where the time went instead of names.
+    #[arg(long)]
+    timings: bool,
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
+    let client = Client::open().await?;
+    let body = client.post_json(&format!("/vms/{}/fork", segment(&args.vm)), &request(&args)).await?;
+    let report: ForkReport = body.read()?;
+    if context.json() {
+        out::json(&body)?;
+    } else if args.timings {
+        out::print(&timings(&report, out::width()))?;
+    } else {
+        out::print(&names(&report))?;
+        out::note(&format!("{}\n", summary(&report)));
+    }
+    let failed: Vec<_> = report.children.iter().filter_map(failure).collect();
+    let all_run = failed.is_empty();
+    failed.into_iter().for_each(|failure| {
+        failure.print();
+    });
+    Ok(if all_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What was typed, as what is meant.
+fn request(args: &Args) -> ForkRequest {
+    let name = |number| match (&args.name, &args.prefix) {
+        (Some(name), _) => Some(name.clone()),
+        (None, Some(prefix)) => Some(format!("{prefix}.{number}")),
+        (None, None) => None,
+    };
+    let env: std::collections::BTreeMap<_, _> = args.env.iter().cloned().collect();
+    let child = |number| ChildSpec { name: name(number), env: env.clone() };
+    ForkRequest { children: (1..=args.count).map(child).collect() }
+}
+
+fn failure(child: &ChildReport) -> Option<Failure> {
+    child.error.as_ref().map(|error| Failure::new(format!("{}: {error}", child.name)))
+}
+
+/// The children that run.
+fn names(report: &ForkReport) -> String {
+    let run = report.children.iter().filter(|child| child.error.is_none());
+    run.map(|child| format!("{}\n", child.name)).collect()
+}
+
+/// What it cost, in one line.
+fn summary(report: &ForkReport) -> String {
+    let gap = report.guest_gap_us.map(|us| format!(", seen in the guest as {}", render::micros(us)));
+    let shared = render::bytes(report.shared_pages.saturating_mul(PAGE));
+    format!("paused {}{}, shared {shared}", render::micros(report.pause_us), gap.unwrap_or_default())
+}
+
+/// Where the time went: the parent's, then each child's.
+fn timings(report: &ForkReport, width: Option<usize>) -> String {
+    let mut parent = Table::new(["PARENT…", "PREPARE", "BARRIER", "PAUSE"]);
+    let phases = [report.prepare_us, report.barrier_us, report.pause_us];
+    parent.row(std::iter::once(report.parent.clone()).chain(phases.map(render::micros)).collect());
+    let mut pause = Table::new(["PARK", "SAVE", "SEAL", "FORK", "RESUME"]);
+    let phases = [report.park_us, report.save_us, report.seal_us, report.fork_us, report.resume_us];
+    pause.row(phases.map(render::micros).into());
+
+    // The phases that are documented come in the order of their happening; others that a daemon knows, after them.
+    let mut phases = vec!["seed", "wait", "copy", "create_vm", "memory", "vcpus", "map", "devices", "agent"];
+    phases.retain(|&phase| report.children.iter().any(|child| child.phases_us.contains_key(phase)));
+    for phase in report.children.iter().flat_map(|child| child.phases_us.keys()) {
+        // What the other phases add up to is left to JSON.
+        if phase != "total" && !phases.contains(&phase.as_str()) {
+            phases.push(phase);
+        }
+    }
+    let headings = ["CHILD…".to_owned(), "READY".to_owned()];
+    let mut children = Table::new(headings.into_iter().chain(phases.iter().map(|phase| heading(phase))));
+    for child in &report.children {
+        let or_dash = |us: Option<u64>| us.map_or_else(|| "-".to_owned(), render::micros);
+        let cells = phases.iter().map(|&phase| or_dash(child.phases_us.get(phase).copied()));
+        children.row([child.name.clone(), or_dash(child.ready_us)].into_iter().chain(cells).collect());
+    }
+    let [parent, pause, children] = [parent, pause, children].map(|table| table.render(width));
+    format!("{parent}\n{pause}\n{children}\n{}\n", summary(report))
+}
+
+/// A phase as a heading that leaves room for the others: `create_vm` is `CREATE`.
+fn heading(phase: &str) -> String {
+    phase.trim_end_matches("_vm").to_uppercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn child(name: &str) -> ChildReport {
+        let phases = ["seed", "wait", "create_vm", "memory", "vcpus", "devices", "total", "agent"];
+        ChildReport {
+            name: name.to_owned(),
+            id: Some("id".to_owned()),
+            ready_us: Some(12_345),
+            phases_us: phases.into_iter().zip(10..).map(|(phase, us)| (phase.to_owned(), us)).collect(),
+            error: None,
+        }
+    }
+
+    fn report() -> ForkReport {
+        ForkReport {
+            parent: "web".to_owned(),
+            prepare_us: 900,
+            barrier_us: 700,
+            pause_us: 410,
+            park_us: 100,
+            save_us: 50,
+            seal_us: 10,
+            fork_us: 200,
+            resume_us: 50,
+            guest_gap_us: Some(1_230),
+            shared_pages: 131_072,
+            expected_pages: 300,
+            children: vec![
+                child("review.1"),
+                ChildReport {
+                    id: None,
+                    ready_us: None,
+                    phases_us: BTreeMap::new(),
+                    error: Some("the name is taken".to_owned()),
+                    ..child("review.2")
+                },
+            ],
+        }
+    }
+
+    fn args(count: u32) -> Args {
+        Args { vm: "web".into(), count, name: None, prefix: None, env: Vec::new(), timings: false }
+    }
+
+    #[test]
+    fn only_children_that_run_are_named_and_the_others_say_why() {
+        let report = report();
+        assert_eq!(names(&report), "review.1\n");
+        assert_eq!(summary(&report), "paused 410 µs, seen in the guest as 1.23 ms, shared 512 MiB");
+        assert!(failure(&report.children[0]).is_none() && failure(&report.children[1]).is_some());
+    }
+
+    #[test]
+    fn the_phases_come_in_the_order_of_their_happening() {
+        let expected = "\
+PARENT  PREPARE  BARRIER  PAUSE
+web     900 µs   700 µs   410 µs
+
+PARK    SAVE   SEAL   FORK    RESUME
+100 µs  50 µs  10 µs  200 µs  50 µs
+
+CHILD     READY    SEED   WAIT   CREATE  MEMORY  VCPUS  DEVICES  AGENT
+review.1  12.3 ms  10 µs  11 µs  12 µs   13 µs   14 µs  15 µs    17 µs
+review.2  -        -      -      -       -       -      -        -
+
+paused 410 µs, seen in the guest as 1.23 ms, shared 512 MiB
+";
+        assert_eq!(timings(&report(), Some(80)), expected);
+    }
+
+    #[test]
+    fn the_longest_names_and_times_fit_80_columns() {
+        let mut report = report();
+        report.parent = "p".repeat(63);
+        for child in &mut report.children {
+            child.name = "c".repeat(63);
+            child.phases_us.values_mut().for_each(|us| *us = 99_999);
+        }
+        let text = timings(&report, Some(80));
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    }
+
+    #[test]
+    fn children_are_numbered_behind_a_prefix_and_nameless_without() {
+        let names = |args: &Args| request(args).children.into_iter().map(|child| child.name).collect::<Vec<_>>();
+        assert_eq!(names(&args(2)), [None, None]);
+        assert_eq!(names(&Args { prefix: Some("r".into()), ..args(2) }), [Some("r.1".into()), Some("r.2".into())]);
+        assert_eq!(names(&Args { name: Some("one".into()), ..args(1) }), [Some("one".into())]);
+    }
+}

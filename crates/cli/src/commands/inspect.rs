@@ -1,0 +1,86 @@
+//! `pando inspect`.
+
+use crate::client::{Client, segment};
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::{complete, out, render};
+use pando_wire::api::Vm;
+use std::process::ExitCode;
+
+/// Show everything about a VM, with what its memory costs.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Memory is that of the VM's process on the host: resident counts every page that it maps, shared or not; \
+proportional divides a shared page by its sharers; private pages are nobody else's.
+
+Examples:
+  pando inspect web
+  pando inspect -o json web")]
+pub(crate) struct Args {
+    /// Name or id of a VM.
+    #[arg(add = complete::vm())]
+    vm: String,
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
+    let body = Client::open().await?.get(&format!("/vms/{}", segment(&args.vm))).await?;
+    if context.json() {
+        out::json(&body)?;
+    } else {
+        out::print(&render(&body.read()?))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn render(vm: &Vm) -> String {
+    let mut lines = vec![
+        ("name", vm.name.clone()),
+        ("id", vm.id.clone()),
+        ("state", render::state(vm.state).to_owned()),
+        ("created", format!("{} UTC", render::timestamp(vm.created_ms))),
+        ("image", vm.image.clone()),
+        ("cpus", vm.cpus.to_string()),
+        ("memory", render::bytes(vm.memory_bytes)),
+    ];
+    let mut add = |label, value: Option<String>| lines.extend(value.map(|value| (label, value)));
+    add("ending", vm.ending.clone());
+    add("parent", vm.parent.clone());
+    add("command", (!vm.command.is_empty()).then(|| vm.command.join(" ")));
+    add("process", vm.pid.map(|pid| pid.to_string()));
+    add("resident", vm.usage.map(|usage| render::bytes(usage.rss_bytes)));
+    add("proportional", vm.usage.map(|usage| render::bytes(usage.pss_bytes)));
+    add("private", vm.usage.map(|usage| render::bytes(usage.private_bytes)));
+    for (name, value) in &vm.env {
+        add("env", Some(format!("{name}={value}")));
+    }
+    lines.into_iter().map(|(label, value)| format!("{label:12}  {}\n", render::printable(&value))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::render::fixture::vm;
+    use pando_wire::api::Usage;
+
+    #[test]
+    fn what_a_vm_does_not_have_is_not_shown() {
+        let mut vm = vm("web", None, 0);
+        vm.image = "d1".to_owned();
+        let plain = "\
+name          web
+id            id-web
+state         running
+created       1970-01-01 00:00:00 UTC
+image         d1
+cpus          2
+memory        512 MiB
+process       1
+";
+        assert_eq!(render(&vm), plain);
+
+        vm.usage = Some(Usage { rss_bytes: 3 << 20, pss_bytes: 2 << 20, private_bytes: 1 << 20 });
+        vm.env.insert("A".to_owned(), "1".to_owned());
+        let more = "resident      3 MiB\nproportional  2 MiB\nprivate       1 MiB\nenv           A=1\n";
+        assert_eq!(render(&vm), format!("{plain}{more}"));
+    }
+}

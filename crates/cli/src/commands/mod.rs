@@ -1,0 +1,96 @@
+//! One file per command. Each has its `Args`, whose doc comments are the help, and a `run(args, context)`.
+
+// The life of a VM.
+mod cp;
+mod exec;
+mod fork;
+mod inspect;
+mod logs;
+mod ls;
+mod pause;
+mod resume;
+mod rm;
+mod run;
+mod start;
+mod stop;
+mod tree;
+
+// What lies around VMs.
+mod events;
+mod images;
+
+// This computer.
+mod completions;
+mod daemon;
+mod doctor;
+mod machine;
+mod vmm;
+
+// Shared: one request for each of several VMs.
+mod each;
+
+use crate::context::Context;
+use crate::failure::Failure;
+use std::process::ExitCode;
+
+/// What `pando` can do.
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    Run(run::Args),
+    Fork(fork::Args),
+    Ls(ls::Args),
+    Tree(tree::Args),
+    Inspect(inspect::Args),
+    Exec(exec::Args),
+    Logs(logs::Args),
+    Cp(cp::Args),
+    Pause(pause::Args),
+    Resume(resume::Args),
+    Stop(stop::Args),
+    Start(start::Args),
+    Rm(rm::Args),
+    Images(images::Args),
+    Events(events::Args),
+    Doctor(doctor::Args),
+    Machine(machine::Args),
+    Daemon(daemon::Args),
+    Vmm(vmm::Args),
+    Completions(completions::Args),
+}
+
+impl Command {
+    /// Runs it. `Ok` is the status to exit with, which need not be success.
+    pub(crate) fn run(self, context: &Context) -> Result<ExitCode, Failure> {
+        match self {
+            Self::Run(args) => wait_for(run::run(args, context)),
+            Self::Fork(args) => wait_for(fork::run(args, context)),
+            Self::Ls(args) => wait_for(ls::run(args, context)),
+            Self::Tree(args) => wait_for(tree::run(args, context)),
+            Self::Inspect(args) => wait_for(inspect::run(args, context)),
+            Self::Exec(args) => wait_for(exec::run(args)),
+            Self::Logs(args) => wait_for(logs::run(args)),
+            Self::Cp(args) => wait_for(cp::run(args)),
+            Self::Pause(args) => wait_for(pause::run(args, context)),
+            Self::Resume(args) => wait_for(resume::run(args, context)),
+            Self::Stop(args) => wait_for(stop::run(args, context)),
+            Self::Start(args) => wait_for(start::run(args, context)),
+            Self::Rm(args) => wait_for(rm::run(args, context)),
+            Self::Images(args) => wait_for(images::run(args, context)),
+            Self::Events(args) => wait_for(events::run(args, context)),
+            Self::Doctor(args) => doctor::run(args, context),
+            Self::Machine(args) => machine::run(args, context),
+            Self::Daemon(args) => daemon::run(args),
+            Self::Vmm(args) => Ok(vmm::run(args)),
+            Self::Completions(args) => completions::run(args),
+        }
+    }
+}
+
+/// Runs a command that talks to the daemon. The others get no runtime: a monitor must have no thread but its own.
+fn wait_for(command: impl Future<Output = Result<ExitCode, Failure>>) -> Result<ExitCode, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(command);
+    // A thread may still wait for a key that nobody presses.
+    runtime.shutdown_background();
+    result
+}

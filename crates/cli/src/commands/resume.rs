@@ -1,0 +1,24 @@
+//! `pando resume`.
+
+use super::each::each;
+use crate::client::segment;
+use crate::complete;
+use crate::context::Context;
+use crate::failure::Failure;
+use std::process::ExitCode;
+
+/// Let paused VMs go on.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  pando resume web")]
+pub(crate) struct Args {
+    /// Names or ids of VMs.
+    #[arg(required = true, value_name = "VM", add = complete::vm())]
+    vms: Vec<String>,
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
+    let request = |client: crate::client::Client, vm: String| async move {
+        client.post(&format!("/vms/{}/resume", segment(&vm))).await
+    };
+    each(args.vms, context, request).await
+}

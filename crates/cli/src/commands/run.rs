@@ -1,0 +1,98 @@
+//! `pando run`.
+
+use crate::client::Client;
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::{out, parse, upload};
+use indicatif::ProgressBar;
+use pando_wire::api::{RunRequest, Vm};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Boot a VM from an image.
+///
+/// Prints the VM's name once its agent answers.
+#[derive(clap::Args)]
+#[command(after_help = "\
+A folder is packed as it is: owners, modes, links and devices, but no sockets, no extended attributes, and \
+nothing of other file systems mounted in it. An image that was imported before is not stored twice.
+
+Examples:
+  pando run --name web --cpus 2 --memory 512M ./rootfs -- /srv/counter
+  pando run rootfs.tar.zst -e MODE=test -w /srv -- make check
+  pando run 4f0c2a                  # an image that was imported before")]
+pub(crate) struct Args {
+    /// A folder, a tar archive (plain, gzip or zstd), a disk image with ext4, or the beginning of the digest of an
+    /// imported image.
+    image: String,
+    /// The VM's name; one is made up when absent.
+    #[arg(short, long)]
+    name: Option<String>,
+    /// Virtual CPUs, 1 to 32.
+    #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
+    cpus: u8,
+    /// RAM, 128M to 64G.
+    #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = parse::size)]
+    memory: u64,
+    /// Size of the root disk; as large as the image's when absent.
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    disk: Option<u64>,
+    /// A variable of the command and of every exec; NAME alone takes its value from here.
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = parse::variable)]
+    env: Vec<(String, String)>,
+    /// A file of variables, one NAME=VALUE per line.
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Working directory of the command.
+    #[arg(short = 'w', long = "workdir", value_name = "DIR")]
+    cwd: Option<String>,
+    /// User of the command: a name that the image knows, UID, or UID:GID.
+    #[arg(short, long)]
+    user: Option<String>,
+    /// A kernel on the daemon's computer, bzImage or ELF; Debian's cloud kernel when absent.
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<PathBuf>,
+    /// The command to run in the VM, and its arguments; none when absent.
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
+    let image = args.image.clone();
+    let mut request = request(args)?;
+    let client = Client::open().await?;
+    client.look_at_kvm()?;
+    request.image = upload::digest(&client, &image).await?;
+
+    let spinner = ProgressBar::new_spinner().with_message("booting");
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    let answer = client.post_json("/vms", &request).await;
+    spinner.finish_and_clear();
+
+    let body = answer?;
+    if context.json() {
+        out::json(&body)?;
+    } else {
+        out::print(&format!("{}\n", body.read::<Vm>()?.name))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What was typed, as what is meant; the image's digest is still missing.
+fn request(args: Args) -> Result<RunRequest, Failure> {
+    let kernel = args.kernel.map(std::path::absolute).transpose()?;
+    let kernel = kernel.map(PathBuf::into_os_string).map(std::ffi::OsString::into_string).transpose();
+    Ok(RunRequest {
+        name: args.name,
+        image: String::new(),
+        cpus: args.cpus,
+        memory_bytes: args.memory,
+        disk_bytes: args.disk,
+        command: args.command,
+        env: parse::environment(&args.env_file, args.env)?,
+        cwd: args.cwd,
+        user: args.user,
+        kernel: kernel.map_err(|path| Failure::new(format!("the kernel's path {path:?} is not UTF-8")))?,
+    })
+}

@@ -1,0 +1,24 @@
+//! `pando start`.
+
+use super::each::each;
+use crate::client::segment;
+use crate::complete;
+use crate::context::Context;
+use crate::failure::Failure;
+use std::process::ExitCode;
+
+/// Boot stopped VMs again from their disks.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  pando start web\n  pando start web db")]
+pub(crate) struct Args {
+    /// Names or ids of VMs.
+    #[arg(required = true, value_name = "VM", add = complete::vm())]
+    vms: Vec<String>,
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
+    let request = |client: crate::client::Client, vm: String| async move {
+        client.post(&format!("/vms/{}/start", segment(&vm))).await
+    };
+    each(args.vms, context, request).await
+}

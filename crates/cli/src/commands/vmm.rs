@@ -1,0 +1,16 @@
+//! `pando vmm`: one VM. The daemon starts it by re-executing this program.
+
+use std::process::ExitCode;
+
+/// Be the monitor of one VM, whose control socket listens on standard input. The daemon starts it.
+#[derive(clap::Args)]
+#[command(hide = true)]
+pub(crate) struct Args {
+    /// The VM's name, for `ps`.
+    #[arg(long)]
+    name: String,
+}
+
+pub(super) fn run(args: Args) -> ExitCode {
+    pando_vmm::main(&args.name)
+}

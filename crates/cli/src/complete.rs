@@ -1,0 +1,26 @@
+//! Names of VMs for the shell. Nothing is started for it, and a daemon that is slow is not waited for.
+
+use crate::client::Client;
+use clap_complete::{ArgValueCompleter, CompletionCandidate};
+use pando_wire::api::Vm;
+use std::ffi::OsStr;
+use std::time::Duration;
+
+/// How long a person waits for a completion without noticing.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// Completes the name of a VM.
+pub(crate) fn vm() -> ArgValueCompleter {
+    ArgValueCompleter::new(|typed: &OsStr| {
+        let typed = typed.to_string_lossy();
+        let vms = vms().unwrap_or_default().into_iter().filter(|vm| vm.name.starts_with(&*typed));
+        vms.map(|vm| CompletionCandidate::new(vm.name).help(Some(crate::render::state(vm.state).into()))).collect()
+    })
+}
+
+fn vms() -> Option<Vec<Vm>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    let client = Client::open_without_starting().ok()?;
+    let body = runtime.block_on(async { tokio::time::timeout(PATIENCE, client.get("/vms")).await }).ok()?;
+    body.ok()?.read().ok()
+}

@@ -1,0 +1,27 @@
+//! What every command is told.
+
+use clap::{Args, ValueEnum};
+
+/// Options that every command has.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Context {
+    /// How to print results: a table, or the API's body as JSON.
+    #[arg(short = 'o', long = "output", value_name = "FORMAT", global = true, default_value = "table")]
+    pub(crate) output: Format,
+}
+
+/// A way to print results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    // For people.
+    Table,
+    // For programs.
+    Json,
+}
+
+impl Context {
+    /// Whether results are printed as JSON.
+    pub(crate) fn json(&self) -> bool {
+        self.output == Format::Json
+    }
+}

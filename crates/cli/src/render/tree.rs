@@ -1,0 +1,75 @@
+//! Who was forked from whom.
+
+use super::{bytes, state};
+use pando_wire::api::Vm;
+use std::collections::BTreeMap;
+
+/// The fork trees, oldest first, one VM per line.
+///
+/// ```text
+/// web          running  512 MiB
+/// ├─ review.1  running  512 MiB
+/// └─ review.2  paused   512 MiB
+/// ```
+pub(crate) fn tree(vms: &[Vm]) -> String {
+    let mut children: BTreeMap<&str, Vec<&Vm>> = BTreeMap::new();
+    let mut roots = Vec::new();
+    for vm in vms {
+        match &vm.parent {
+            Some(parent) if vms.iter().any(|other| other.id == *parent) => children.entry(parent).or_default().push(vm),
+            _ => roots.push(vm),
+        }
+    }
+    roots.sort_by_key(|vm| (vm.created_ms, &vm.id));
+    children.values_mut().for_each(|vms| vms.sort_by_key(|vm| (vm.created_ms, &vm.id)));
+
+    let mut lines = Vec::new();
+    // A stack, not recursion: the depth is whatever a daemon says. What hangs on no root (a circle) is left out.
+    let mut stack: Vec<(&Vm, String, String)> =
+        roots.into_iter().rev().map(|vm| (vm, String::new(), String::new())).collect();
+    while let Some((vm, lead, below)) = stack.pop() {
+        lines.push((format!("{lead}{}", vm.name), vm));
+        let children = children.get(vm.id.as_str()).map(Vec::as_slice).unwrap_or_default();
+        for (index, child) in children.iter().enumerate().rev() {
+            let (branch, trunk) = if index + 1 == children.len() { ("└─ ", "   ") } else { ("├─ ", "│  ") };
+            stack.push((child, format!("{below}{branch}"), format!("{below}{trunk}")));
+        }
+    }
+
+    let width = lines.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    for (name, vm) in lines {
+        text.push_str(&format!("{name:width$}  {:8}  {}\n", state(vm.state), bytes(vm.memory_bytes)));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::render::fixture::vm;
+
+    #[test]
+    fn children_hang_below_their_parents_in_the_order_of_their_births() {
+        let vms = [
+            vm("web", None, 0),
+            vm("review.2", Some("web"), 2),
+            vm("review.1", Some("web"), 1),
+            vm("try", Some("review.1"), 3),
+            vm("orphan", Some("removed"), 4),
+        ];
+        let expected = "\
+web          running   512 MiB
+├─ review.1  running   512 MiB
+│  └─ try    running   512 MiB
+└─ review.2  running   512 MiB
+orphan       running   512 MiB
+";
+        assert_eq!(tree(&vms), expected);
+    }
+
+    #[test]
+    fn a_circle_of_parents_ends() {
+        assert_eq!(tree(&[vm("a", Some("b"), 0), vm("b", Some("a"), 0)]), "");
+    }
+}

@@ -1,0 +1,122 @@
+//! What `run` calls IMAGE, as the digest of an image that the daemon has.
+
+use crate::archive::{self, Owners, PackError};
+use crate::client::Client;
+use crate::failure::Failure;
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use indicatif::{ProgressBar, ProgressStyle};
+use pando_wire::api::Image;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use tokio::sync::mpsc;
+
+/// How much of a digest must be given.
+const SHORTEST_DIGEST: usize = 6;
+const CHUNK: usize = 256 << 10;
+const CHUNKS_AHEAD: usize = 8;
+
+/// Imports `image`, a folder, an archive or a disk image; or finds it among those that were imported.
+pub(crate) async fn digest(client: &Client, image: &str) -> Result<String, Failure> {
+    let path = Path::new(image);
+    let metadata = match path.metadata() {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return known(client, image).await,
+        Err(error) => return Err(Failure::from(error).under(format!("cannot read the image {image}"))),
+    };
+    if metadata.is_dir() {
+        let total = archive::total_bytes(path);
+        let (chunks, packing) = archive::stream(path.to_owned(), None, Owners::Kept);
+        let answer = import(client, chunks, total).await;
+        return match packing.await? {
+            // Whoever did not want the archive says why, if anyone does.
+            Ok(()) | Err(PackError::Send { .. }) => answer,
+            Err(error) => Err(Failure::from(error).under(format!("cannot use {image} as an image"))),
+        };
+    }
+    let file =
+        File::open(path).map_err(|error| Failure::from(error).under(format!("cannot read the image {image}")))?;
+    let (chunks, reading) = read(file);
+    let answer = import(client, chunks, metadata.len()).await;
+    match reading.await? {
+        Ok(()) => answer,
+        Err(error) => Err(Failure::from(error).under(format!("cannot read the image {image}"))),
+    }
+}
+
+/// The digest that `image` is the beginning of.
+async fn known(client: &Client, image: &str) -> Result<String, Failure> {
+    let none =
+        || Failure::new(format!("no image {image}: neither a file or folder here nor an imported image's digest"));
+    let like_a_digest = image.len() >= SHORTEST_DIGEST && image.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if !like_a_digest {
+        return Err(none());
+    }
+    let images: Vec<Image> = client.get("/images").await?.read()?;
+    let mut digests = images.into_iter().map(|image| image.digest).filter(|digest| digest.starts_with(image));
+    let digest = digests.next().ok_or_else(none)?;
+    if digests.next().is_some() {
+        return Err(Failure::new(format!("several images begin with {image}")));
+    }
+    Ok(digest)
+}
+
+/// Sends an image and waits until the daemon has made a disk of it.
+async fn import(
+    client: &Client,
+    chunks: mpsc::Receiver<io::Result<Bytes>>,
+    total_bytes: u64,
+) -> Result<String, Failure> {
+    let bar = bar(total_bytes);
+    let answer = client.post_stream("/images", counted(chunks, bar.clone())).await;
+    bar.finish_and_clear();
+    Ok(answer?.read::<Image>()?.digest)
+}
+
+/// A bar on standard error, which does not show unless that is a terminal.
+fn bar(total_bytes: u64) -> ProgressBar {
+    let bar = ProgressBar::new(total_bytes);
+    if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}") {
+        bar.set_style(style.progress_chars("█▌ "));
+    }
+    bar.with_message("importing")
+}
+
+/// The chunks, counted by a bar. An archive is a little longer than the files in it; the bar then stays full.
+fn counted(
+    chunks: mpsc::Receiver<io::Result<Bytes>>,
+    bar: ProgressBar,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + Sync + 'static {
+    stream::unfold((chunks, bar), |(mut chunks, bar)| async {
+        let chunk = chunks.recv().await?;
+        if let Ok(bytes) = &chunk {
+            bar.set_position(bar.length().unwrap_or(u64::MAX).min(bar.position() + bytes.len() as u64));
+        }
+        Some((chunk, (chunks, bar)))
+    })
+}
+
+/// Reads `file` in a thread of its own.
+fn read(mut file: File) -> (mpsc::Receiver<io::Result<Bytes>>, tokio::task::JoinHandle<io::Result<()>>) {
+    let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let chunk = match file.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(len) => Bytes::copy_from_slice(&buffer[..len]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    // A receiver that is gone has its own reason.
+                    let _ = sender.blocking_send(Err(error.kind().into()));
+                    return Err(error);
+                }
+            };
+            if sender.blocking_send(Ok(chunk)).is_err() {
+                return Ok(()); // The daemon's answer says why it wants no more.
+            }
+        }
+    });
+    (receiver, reading)
+}

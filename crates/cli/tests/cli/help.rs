@@ -1,0 +1,66 @@
+//! What every `--help` says, pinned in `tests/cli/golden/`. After a change that is meant: `UPDATE_GOLDEN=1`.
+
+use crate::pando::{command, wait};
+use std::fs;
+use std::path::Path;
+
+const COMMANDS: [&str; 18] = [
+    "",
+    "run",
+    "fork",
+    "ls",
+    "tree",
+    "inspect",
+    "exec",
+    "logs",
+    "cp",
+    "pause",
+    "resume",
+    "stop",
+    "start",
+    "rm",
+    "images",
+    "events",
+    "daemon",
+    "completions",
+];
+
+fn help(name: &str) -> String {
+    let arguments: Vec<_> = [name, "--help"].into_iter().filter(|argument| !argument.is_empty()).collect();
+    let outcome = wait(command(&arguments).spawn().unwrap());
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (0, ""));
+    outcome.stdout
+}
+
+#[test]
+fn help_says_what_the_golden_files_say() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/golden");
+    for name in COMMANDS {
+        let path = golden.join(format!("{}.txt", if name.is_empty() { "pando" } else { name }));
+        let help = help(name);
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            fs::create_dir_all(&golden).unwrap();
+            fs::write(&path, &help).unwrap();
+        }
+        let expected = fs::read_to_string(&path).unwrap_or_default();
+        assert_eq!(help, expected, "{}", path.display());
+    }
+}
+
+#[test]
+fn help_has_examples_fits_80_columns_and_hides_what_is_not_for_people() {
+    for name in COMMANDS {
+        let help = help(name);
+        assert!(help.contains("Examples:"), "{name}");
+        assert!(help.lines().all(|line| line.chars().count() <= 80), "{name}: {help}");
+        assert!(!help.contains("vmm"), "{name}");
+    }
+}
+
+#[test]
+fn completions_are_scripts_and_know_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = wait(command(&["completions", shell]).spawn().unwrap());
+        assert!(script.code == 0 && script.stdout.contains("COMPLETE"), "{script:?}");
+    }
+}

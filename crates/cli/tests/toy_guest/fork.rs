@@ -1,0 +1,130 @@
+//! What a fork promises, held against a guest of one CPU that walks over its memory.
+
+use crate::{LIMIT, MEMORY, PANDO, needs_kvm};
+use pando_bench::{BROKEN, Child, Monitor, MonitorError, READY, Toy};
+use pando_wire::control::{Phase, Request, Response};
+
+fn boot(toy: &Toy, memory_bytes: u64) -> Option<Monitor> {
+    needs_kvm().then(|| Monitor::boot(PANDO.as_ref(), toy, memory_bytes).unwrap())
+}
+
+/// The successor of a lap's byte.
+fn after(byte: u8) -> u8 {
+    byte.wrapping_add(1) & 0x7f
+}
+
+/// Every lap once, in order, and no page that was not what it should be.
+fn assert_unbroken(laps: &[u8]) {
+    assert!(!laps.contains(&BROKEN), "registers and memory were of two instants");
+    let gap = laps.windows(2).position(|pair| pair[1] != after(pair[0]));
+    assert_eq!(gap, None, "an access was repeated or lost: {:?}", gap.map(|at| &laps[at.saturating_sub(3)..at + 3]));
+}
+
+/// The laps of a guest that was booted, once it has made `len` of them.
+fn laps(monitor: &Monitor, len: usize) -> Vec<u8> {
+    let console = monitor.console_of(len + 1, LIMIT).unwrap();
+    assert_eq!(console[0], READY);
+    console[1..].to_vec()
+}
+
+fn paused(monitor: &Monitor) -> Vec<u8> {
+    assert_eq!(monitor.ask(&Request::Pause).unwrap(), Response::Done);
+    monitor.console().unwrap()
+}
+
+#[test]
+fn a_child_makes_the_step_that_its_parent_was_about_to_make() {
+    // A vCPU that stops between an access and its completion repeats the access in every child (or loses it). The
+    // guest of one page does little else than to write to its serial port, so it is nearly always stopped there.
+    let Some(parent) = boot(&Toy::walking(1), MEMORY) else { return };
+    laps(&parent, 10);
+    for _ in 0..20 {
+        let before = paused(&parent);
+        let last = *before.last().unwrap();
+        let (_, children) = parent.fork(1).unwrap();
+        let child = children[0].monitor.console_of(3, LIMIT).unwrap();
+        assert_eq!(child[0], after(last), "the child goes on right behind {last}");
+        assert_unbroken(&child);
+        assert_eq!(parent.console().unwrap(), before, "a parent that was paused stays so");
+        parent.ask(&Request::Resume).unwrap();
+        let now = parent.console_of(before.len() + 3, LIMIT).unwrap();
+        assert_unbroken(&now[1..]);
+    }
+}
+
+#[test]
+fn registers_and_memory_of_every_child_are_of_one_instant() {
+    // 64 pages are written in every lap, so nearly every fork falls into the middle of one.
+    let Some(parent) = boot(&Toy::walking(64), MEMORY) else { return };
+    laps(&parent, 2);
+    let mut children: Vec<Child> = Vec::new();
+    for _ in 0..40 {
+        let (_, mut forked) = parent.fork(4).unwrap();
+        for child in &forked {
+            assert_unbroken(&child.monitor.console_of(3, LIMIT).unwrap());
+        }
+        children.append(&mut forked);
+        children.truncate(4); // The others end here, while these and the parent go on.
+    }
+    for child in &children {
+        assert_unbroken(&child.monitor.console().unwrap());
+    }
+    assert_unbroken(&laps(&parent, 10));
+}
+
+#[test]
+fn a_child_of_a_child_of_a_child_lives_when_its_ancestors_are_gone() {
+    let Some(first) = boot(&Toy::walking(16), MEMORY) else { return };
+    laps(&first, 2);
+    let mut line = vec![first];
+    for _ in 0..4 {
+        let (_, mut forked) = line.last().unwrap().fork(1).unwrap();
+        let child = forked.remove(0).monitor;
+        child.console_of(2, LIMIT).unwrap();
+        line.push(child);
+    }
+    // The middle one first, then the eldest: no order matters.
+    for dies in [2, 0, 1, 0] {
+        drop(line.remove(dies));
+        for lives in &line {
+            let before = lives.console().unwrap().len();
+            lives.console_of(before + 2, LIMIT).unwrap();
+        }
+    }
+    assert_unbroken(&line[0].console().unwrap());
+}
+
+#[test]
+fn memory_above_the_hole_is_forked_as_well() {
+    let high = 4 << 30;
+    let toy = Toy { touched: [0..0, 0..0], walked: high..high + (16 << 12) };
+    let Some(parent) = boot(&toy, 4 << 30) else { return };
+    laps(&parent, 2);
+    let (_, children) = parent.fork(2).unwrap();
+    for child in &children {
+        assert_unbroken(&child.monitor.console_of(5, LIMIT).unwrap());
+    }
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_and_changes_nothing() {
+    let Some(parent) = boot(&Toy::walking(1), MEMORY) else { return };
+    for count in [0, 251] {
+        let refused = parent.ask(&Request::Fork(pando_wire::control::Fork { children: count }));
+        assert!(matches!(refused, Err(MonitorError::Refused(_))), "{refused:?}");
+    }
+    let Response::Status(status) = parent.ask(&Request::Status).unwrap() else { panic!("no status") };
+    assert_eq!(status.phase, Phase::Running);
+    let before = laps(&parent, 1).len();
+    assert_unbroken(&laps(&parent, before + 2));
+}
+
+#[test]
+fn a_kernel_that_is_none_is_refused_by_name() {
+    if !needs_kvm() {
+        return;
+    }
+    let too_little = Monitor::boot(PANDO.as_ref(), &Toy::walking(1), 64 << 20);
+    let Err(MonitorError::Refused(chain)) = too_little else { panic!("{too_little:?}") };
+    assert_eq!(chain[0], "64 MiB of memory is outside the range of 128 to 65536 MiB");
+}
