@@ -1,0 +1,33 @@
+# The commands of a day. Each installs what it needs and is missing.
+
+.PHONY: help build test lint demo fuzz bench setup
+
+help:
+	@echo 'make test    everything that CI checks: lint, tests, tests with real Linux guests'
+	@echo 'make lint    format, clippy, documentation'
+	@echo 'make demo    fork a running Linux VM and look at it'
+	@echo 'make build   the pando program, in target/release'
+	@echo 'make fuzz    each fuzz target for a minute (FUZZ_SECONDS=60)'
+	@echo 'make bench   the figures of the README'
+
+build: setup
+	cargo build --release --package pando-cli
+
+test: setup
+	@scripts/setup tests
+	cargo xtask ci
+
+lint: setup
+	cargo xtask lint
+
+demo: build
+	PANDO_CACHE_DIR="$$(cargo xtask kernel)" scripts/demo.sh
+
+fuzz: setup
+	scripts/fuzz.sh
+
+bench: setup
+	scripts/bench.sh
+
+setup:
+	@scripts/setup

@@ -1,0 +1,111 @@
+//! Tests with Linux guests.
+
+use crate::TaskError;
+use crate::cargo::target_dir;
+use crate::host::{self, Place};
+use crate::lane::{self, Lane};
+use crate::native::TOY_GUESTS;
+use crate::prepare;
+use crate::script::{Job, script};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The tests that themselves start emulated hosts, and so never run in one.
+const OUTSIDE: &str = "powercut";
+/// The tests that need the `pando` with a fault.
+const PLANTED: &str = "oracle";
+/// Two emulated hosts at once, one for each core that computers have at least: what runs in each, in this order. What is
+/// in neither, toy guests and new files, runs first in the first one.
+const LANES: [(&str, &[&str]); 2] = [("a", &["boot", "fork", "crash", "readme"]), ("b", &["oracle", "cli", "disk"])];
+/// RAM of an emulated host: a guest of 4 GiB forks in it.
+const MEMORY_MIB: &str = "8192";
+/// How long all tests of one may take in it.
+const LIMIT_SECONDS: &str = "3600";
+
+/// Runs the tests in the files named, all when none is, with the arguments behind `--`.
+pub(crate) fn run(args: &[String]) -> Result<(), TaskError> {
+    let end = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
+    let (files, more) = (&args[..end], args.get(end + 1..).unwrap_or_default());
+    let wanted = |name: &str| files.is_empty() || files.iter().any(|file| file == name);
+
+    let mut tests = prepare::tests(&["pando-tests"])?;
+    tests.retain(|program| program.kind == "test");
+    if let Some(unknown) = files.iter().find(|file| !tests.iter().any(|program| program.name == **file)) {
+        return Err(TaskError::Usage(format!("there is no tests/tests/{unknown}.rs")));
+    }
+    tests.retain(|program| wanted(&program.name));
+    tests.sort_by_key(|program| place_in_lanes(&program.name));
+
+    let mut variables = Vec::new();
+    if wanted(PLANTED) {
+        variables.push(("PANDO_PLANTED", prepare::planted()?));
+    }
+    let pando = prepare::pando()?;
+    variables.push(("PANDO_BINARY", pando.clone()));
+    variables.push(("PANDO_PROGRAMS", prepare::programs()?));
+    variables.push(("PANDO_CACHE_DIR", prepare::cache()?));
+    let place = host::place(&pando)?;
+    let toys = if files.is_empty() && !host::has_kvm() { prepare::tests(&TOY_GUESTS)? } else { Vec::new() };
+
+    // Shared state (one boot for many tests) and one CPU: never more than one at a time.
+    let guests_args = || ["--ignored", "--test-threads=1"].into_iter().map(str::to_owned).chain(more.iter().cloned());
+    let (outside, inside): (Vec<_>, Vec<_>) = tests.iter().partition(|program| program.name == OUTSIDE);
+    let job = |program| Job { program, args: guests_args().collect() };
+    let mut jobs: Vec<_> = toys.iter().map(|program| Job { program, args: vec!["--test-threads=1".into()] }).collect();
+    jobs.extend(inside.into_iter().map(job));
+    let result = match place {
+        Place::Here => here(&jobs, &variables),
+        Place::EmulatedHost => emulated(&pando, jobs, &variables),
+    };
+    // Whatever became of those, these are heard as well.
+    let outside: Vec<_> = outside.into_iter().map(job).collect();
+    result.and(here(&outside, &variables))
+}
+
+/// Lane, and place in it.
+fn place_in_lanes(name: &str) -> (usize, usize) {
+    let places = LANES
+        .iter()
+        .enumerate()
+        .filter_map(|(lane, (_, names))| Some((lane, 1 + names.iter().position(|known| *known == name)?)));
+    places.min().unwrap_or((0, 0))
+}
+
+fn here(jobs: &[Job], variables: &[(&str, PathBuf)]) -> Result<(), TaskError> {
+    let mut result = Ok(());
+    for Job { program, args } in jobs {
+        let ran = crate::run(Command::new(&program.path).args(args).envs(variables.iter().map(|(k, v)| (k, v))));
+        result = result.and(ran);
+    }
+    result
+}
+
+/// Each lane in one boot of an emulated host.
+fn emulated(pando: &Path, jobs: Vec<Job>, variables: &[(&str, PathBuf)]) -> Result<(), TaskError> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    eprintln!("no hardware KVM here: tests with Linux guests run in emulated hosts, which takes its time");
+    let mut lanes: [Vec<Job>; LANES.len()] = Default::default();
+    jobs.into_iter().for_each(|job| lanes[place_in_lanes(&job.program.name).0].push(job));
+    let used = lanes.iter().zip(LANES).filter(|(jobs, _)| !jobs.is_empty());
+    lane::run(used.map(|(jobs, (name, _))| emulated_lane(name, pando, jobs, variables)).collect::<Result<_, _>>()?)
+}
+
+fn emulated_lane(
+    name: &'static str,
+    pando: &Path,
+    jobs: &[Job],
+    variables: &[(&str, PathBuf)],
+) -> Result<Lane, TaskError> {
+    let dir = target_dir().join("emulated-host").join(name);
+    let path = dir.join("tests.sh");
+    let borrowed: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_path())).collect();
+    let written = fs::create_dir_all(&dir).and_then(|()| fs::write(&path, script(jobs, &borrowed)));
+    written.map_err(|source| TaskError::File { path: path.display().to_string(), source })?;
+    let mut command = Command::new(pando);
+    command.args(["machine", "run", "-m", MEMORY_MIB, "-t", LIMIT_SECONDS, "-w"]).arg(&dir);
+    command.args(["--", "bash"]).arg(&path);
+    Ok(Lane { name, command })
+}

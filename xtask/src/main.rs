@@ -1,0 +1,91 @@
+//! What CI does, and what `make` calls.
+//!
+//! ```text
+//! cargo xtask ci                       lint, native, guests: everything
+//! cargo xtask lint                     format, clippy, documentation
+//! cargo xtask native                   tests that need no Linux guest
+//! cargo xtask guests [FILE ...] [-- ARG ...]
+//!                                      tests with Linux guests: those in tests/tests/FILE.rs, or all; what is behind
+//!                                      -- goes to every test program, such as a part of a test's name
+//! cargo xtask kernel                   get the kernel of guests; prints the cache folder it is in
+//! ```
+
+mod cargo; // cargo, and what it built
+mod guests; // tests with Linux guests
+mod host; // where those run
+mod lane; // several long commands at once
+mod lint; // what is looked at without being run
+mod native; // tests that need no Linux guest
+mod prepare; // what tests with guests need
+mod script; // a script for the emulated host
+
+use std::process::{Command, ExitCode, ExitStatus};
+
+const USAGE: &str = "usage: cargo xtask ci | lint | native | guests [FILE ...] [-- ARG ...] | kernel";
+
+/// Why a task did not succeed.
+#[derive(Debug, thiserror::Error)]
+enum TaskError {
+    /// A program cannot be started.
+    #[error("cannot start {program}")]
+    Start { program: String, source: std::io::Error },
+    /// A program failed; it has said why itself.
+    #[error("{what} failed ({status})")]
+    Failed { what: String, status: ExitStatus },
+    /// A file cannot be used.
+    #[error("cannot use {path}")]
+    File { path: String, source: std::io::Error },
+    /// What a program printed is not understood.
+    #[error("cannot understand what {0} printed")]
+    Output(String),
+    /// The kernel of guests.
+    #[error(transparent)]
+    Kernel(#[from] pando_guest::kernel::KernelError),
+    /// What guests start from.
+    #[error(transparent)]
+    Initramfs(#[from] pando_guest::initramfs::InitramfsError),
+    /// Nowhere to run guests.
+    #[error("this computer can run no Linux guest:\n{0}")]
+    NoHost(String),
+    /// Wrong arguments.
+    #[error("{0}")]
+    Usage(String),
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (task, rest) = args.split_first().map_or(("", &[][..]), |(task, rest)| (task.as_str(), rest));
+    let result = match (task, rest) {
+        ("ci", []) => ci(),
+        ("lint", []) => lint::run(),
+        ("native", []) => native::run(),
+        ("guests", rest) => guests::run(rest),
+        ("kernel", []) => prepare::cache().map(|dir| println!("{}", dir.display())),
+        _ => Err(TaskError::Usage(USAGE.to_owned())),
+    };
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    eprintln!("error: {error}");
+    let mut cause = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        eprintln!("  because: {error}");
+        cause = error.source();
+    }
+    ExitCode::from(if matches!(error, TaskError::Usage(_)) { 2 } else { 1 })
+}
+
+/// Everything, the quick first.
+fn ci() -> Result<(), TaskError> {
+    lint::run()?;
+    native::run()?;
+    guests::run(&[])
+}
+
+/// Runs a program, having said so.
+fn run(command: &mut Command) -> Result<(), TaskError> {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let what = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+    eprintln!("$ {what}");
+    let program = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().map_err(|source| TaskError::Start { program, source })?;
+    if status.success() { Ok(()) } else { Err(TaskError::Failed { what, status }) }
+}

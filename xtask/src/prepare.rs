@@ -1,0 +1,76 @@
+//! What tests with guests need.
+
+use crate::TaskError;
+use crate::cargo::{self, Program, target_dir};
+use pando_guest::{initramfs, kernel::Kernel};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The programs in guests are static, as the agent is: the guest's root file system has no libraries for them.
+const STATIC: &str = "-C target-feature=+crt-static -C relocation-model=static";
+/// Without a target, even the host's own, these flags would apply to proc macros.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// `pando`, optimised: an emulated computer is slow enough.
+pub(crate) fn pando() -> Result<PathBuf, TaskError> {
+    only("pando", cargo::build(&["build", "--release", "--package", "pando-cli"], &[])?)
+}
+
+/// `pando` with a planted fault: it seals the disk of a parent after that went on.
+///
+/// Built where the real one is, for the sake of what both have in common, and then put aside: so build the real one
+/// after it.
+pub(crate) fn planted() -> Result<PathBuf, TaskError> {
+    let args = ["build", "--release", "--package", "pando-cli", "--features", "pando-vmm/plant-late-disk"];
+    let built = only("pando", cargo::build(&args, &[])?)?;
+    let dir = target_dir().join("planted");
+    let path = dir.join("pando");
+    // Renamed, so that what was there is not in the way even while it runs.
+    let aside = || {
+        fs::create_dir_all(&dir)?;
+        fs::rename(&built, &path)
+    };
+    aside().map_err(|source| TaskError::File { path: path.display().to_string(), source })?;
+    Ok(path)
+}
+
+/// The folder of the programs that tests run in guests.
+pub(crate) fn programs() -> Result<PathBuf, TaskError> {
+    let args = ["build", "--package", "pando-test-programs", "--bins", "--profile", "agent", "--target", TARGET];
+    let dir = target_dir().join("guest");
+    let dir = dir.to_string_lossy();
+    let built = cargo::build(&[&args[..], &["--target-dir", &dir]].concat(), &[("RUSTFLAGS", STATIC)])?;
+    let oracle = only("oracle", built)?;
+    Ok(oracle.parent().unwrap_or(Path::new("/")).to_path_buf())
+}
+
+/// The test programs of these packages.
+pub(crate) fn tests(packages: &[&str]) -> Result<Vec<Program>, TaskError> {
+    let mut args = vec!["test", "--no-run"];
+    packages.iter().for_each(|package| args.extend(["--package", package]));
+    cargo::build(&args, &[])
+}
+
+/// The daemon's cache folder, with a kernel and an initramfs in it: there is no network in an emulated host.
+pub(crate) fn cache() -> Result<PathBuf, TaskError> {
+    let dir = cache_dir();
+    let mut progress = |words: &str| eprintln!("{words}");
+    let kernel = Kernel::find(&dir, &mut progress)?;
+    initramfs::cached_base(&kernel, &dir)?;
+    Ok(dir)
+}
+
+/// As the daemon has it, so that what is there is not downloaded again; but never the system's, which `make test` has no
+/// business in.
+fn cache_dir() -> PathBuf {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    variable("PANDO_CACHE_DIR")
+        .or_else(|| variable("XDG_CACHE_HOME").map(|dir| dir.join("pando")))
+        .or_else(|| variable("HOME").map(|home| home.join(".cache/pando")))
+        .unwrap_or_else(|| target_dir().join("cache"))
+}
+
+fn only(name: &str, programs: Vec<Program>) -> Result<PathBuf, TaskError> {
+    let found = programs.into_iter().find(|program| program.kind == "bin" && program.name == name);
+    found.map(|program| program.path).ok_or_else(|| TaskError::Output(format!("cargo, which built no {name},")))
+}
