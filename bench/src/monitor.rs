@@ -2,7 +2,7 @@
 
 use crate::Toy;
 use pando_wire::control::{
-    Boot, Connection, Fork, ForkTimings, Listener, Origin, Request, Response, Start, StartTimings,
+    Boot, Connection, Fork, ForkTimings, Listener, Origin, Request, Response, Start, StartTimings, WorkingSet,
 };
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use std::fs::{self, File};

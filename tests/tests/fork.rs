@@ -7,6 +7,7 @@ use pando_wire::api::State;
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;
 use std::sync::LazyLock;
+use std::thread;
 use std::time::Duration;
 
 /// One boot for all tests whose forks leave the parent as it was.
@@ -271,7 +272,7 @@ fn clocks_do_not_jump_at_a_fork() {
     let start = host();
     let child = parent.fork();
     // A clock that went back stands still until it is again where it was: longer than this.
-    sleep(Duration::from_secs(4));
+    thread::sleep(Duration::from_secs(4));
     for vm in [parent, &child] {
         let at_least = host() - start - 1.5; // The wall clock is read in whole seconds.
         let (wall, uptime) = clocks(vm);

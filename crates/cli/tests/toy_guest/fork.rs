@@ -2,7 +2,7 @@
 
 use crate::{LIMIT, MEMORY, PANDO, needs_kvm};
 use pando_bench::{BROKEN, Child, Monitor, MonitorError, READY, Toy};
-use pando_wire::control::{Phase, Request, Response};
+use pando_wire::control::{Phase, Request, Response, WorkingSet};
 
 fn boot(toy: &Toy, memory_bytes: u64) -> Option<Monitor> {
     needs_kvm().then(|| Monitor::boot(PANDO.as_ref(), toy, memory_bytes).unwrap())
@@ -104,6 +104,30 @@ fn memory_above_the_hole_is_forked_as_well() {
     for child in &children {
         assert_unbroken(&child.monitor.console_of(5, LIMIT).unwrap());
     }
+}
+
+#[test]
+fn what_one_child_wrote_is_there_for_the_next_before_it_runs() {
+    let Some(parent) = boot(&Toy::walking(64), MEMORY) else { return };
+    laps(&parent, 2);
+    let walked = (Toy::FREE_FROM / 4096) as u32..(Toy::FREE_FROM / 4096) as u32 + 64;
+    let holds_walk = |pages: &WorkingSet| {
+        walked.clone().all(|page| pages.0.iter().any(|run| (run.0..run.0 + run.1).contains(&page)))
+    };
+
+    let (timings, first) = parent.fork(1).unwrap();
+    assert_eq!(timings.expected_pages, 0);
+    first[0].monitor.console_of(3, LIMIT).unwrap();
+    let written = first[0].monitor.touched().unwrap();
+    assert!(holds_walk(&written), "{written:?}");
+
+    assert_eq!(parent.ask(&Request::Expect(written.clone())).unwrap(), Response::Done);
+    paused(&parent); // So that it does not part from the next child by writing itself.
+    let (timings, second) = parent.fork(1).unwrap();
+    assert_eq!(timings.expected_pages, written.pages());
+    let prepared = second[0].monitor.touched().unwrap();
+    assert!(holds_walk(&prepared), "{prepared:?}");
+    assert_unbroken(&second[0].monitor.console_of(3, LIMIT).unwrap());
 }
 
 #[test]
