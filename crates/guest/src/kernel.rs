@@ -8,11 +8,11 @@
 //! <cache>/kernel/<package>/lib/modules/<version>/
 //! ```
 
+use crate::apt::{self, Apt};
 use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 /// The kernel of guests: small, with the VM generation id built in.
@@ -20,6 +20,9 @@ pub const CLOUD: &str = "linux-image-6.12-cloud-amd64";
 
 /// The kernel of an emulated host: with KVM and every driver.
 pub const GENERIC: &str = "linux-image-6.12-amd64";
+
+/// The line that Pando is tested with: an older one is no substitute for it.
+const OLDEST: (u32, u32) = (6, 12);
 
 /// A kernel to boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +42,8 @@ pub struct Kernel {
 pub enum KernelError {
     /// No apt, no network, or no Debian.
     #[error(
-        "cannot get Debian's kernel {package}: {why}; this needs Debian's apt and dpkg, package lists (`apt-get update`) \
-         and a network once, or give a kernel of your own with --kernel"
+        "cannot get Debian's kernel {package}: {why}; this needs Debian's apt and dpkg and a network once, \
+          or give a kernel of your own with --kernel"
     )]
     Download {
         /// Which package.
@@ -155,46 +158,38 @@ fn download(package: &str, directory: &Path, progress: &mut dyn FnMut(&str)) -> 
         if directory.exists() {
             fs::remove_dir_all(directory)?;
         }
-        fs::create_dir_all(directory)
+        Apt::new(directory.join("apt"))
     };
-    prepared().map_err(|source| KernelError::Io { path: directory.to_owned(), source })?;
+    let apt = prepared().map_err(|source| KernelError::Io { path: directory.to_owned(), source })?;
 
+    progress("asking Debian for its newest kernel");
+    let updated = apt.update();
     // Debian 13 calls the same line by its name without a number.
-    let ask = |name: &str| run(Command::new("apt-cache").args(["depends", name]));
-    let depends = ask(package).or_else(|_| ask(&package.replace("-6.12", ""))).map_err(cannot)?;
-    let newest = newest(&depends).ok_or_else(|| cannot("apt names no kernel for it".into()))?;
+    let depends = apt.depends(package).or_else(|_| apt.depends(&package.replace("-6.12", "")));
+    // Without lists, that apt does not know a package is no news.
+    let depends = depends.map_err(|why| cannot(updated.err().unwrap_or(why)))?;
+    let newest = newest(&depends).map_err(cannot)?;
     progress(&format!("downloading {newest} from Debian (once, about 35 to 100 MB)"));
     // The signed one is for machines that check signatures while booting; the other is the same kernel and needs less.
-    let fetch = |name: &str| run(Command::new("apt-get").args(["-q", "download", name]).current_dir(directory));
-    fetch(&format!("{newest}-unsigned")).or_else(|_| fetch(newest)).map_err(cannot)?;
-    let archive = fs::read_dir(directory)
-        .map_err(|source| KernelError::Io { path: directory.to_owned(), source })?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .ok_or_else(|| cannot("apt downloaded nothing".into()))?;
+    let archive = apt.download(&format!("{newest}-unsigned")).or_else(|_| apt.download(newest)).map_err(cannot)?;
     progress(&format!("unpacking {newest}"));
     let tree = directory.join("tree");
-    run(Command::new("dpkg").arg("-x").arg(&archive).arg(&tree)).map_err(cannot)?;
+    apt::unpack(&archive, &tree).map_err(cannot)?;
     Kernel::in_tree(&tree).map(drop)
 }
 
 /// The package that a package of the line depends on, in what `apt-cache depends` prints.
-fn newest(depends: &str) -> Option<&str> {
+fn newest(depends: &str) -> Result<&str, String> {
     let names = depends.lines().filter_map(|line| line.trim().trim_start_matches('|').strip_prefix("Depends: "));
-    names.map(str::trim).find(|name| name.starts_with("linux-image-"))
-}
-
-/// What a command prints, or why it did not work, in one line.
-fn run(command: &mut Command) -> Result<String, String> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.env("LC_ALL", "C").output().map_err(|error| format!("cannot run {name}: {error}"))?;
-    if !output.status.success() {
-        let words = String::from_utf8_lossy(&output.stderr);
-        let why = words.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it did not say why");
-        return Err(format!("{name}: {why}"));
+    let newest = names.map(str::trim).find(|name| name.starts_with("linux-image-"));
+    let newest = newest.ok_or("apt names no kernel for it")?;
+    let mut numbers =
+        newest.trim_start_matches("linux-image-").split(['.', '+', '-']).map_while(|part| part.parse().ok());
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version < OLDEST {
+        return Err(format!("the newest that apt knows is {newest}, and {}.{} is needed", OLDEST.0, OLDEST.1));
     }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    Ok(newest)
 }
 
 #[cfg(test)]
@@ -205,9 +200,19 @@ mod tests {
     fn the_newest_kernel_is_what_the_line_depends_on() {
         let printed =
             "linux-image-6.12-cloud-amd64\n  Depends: linux-base\n  Depends: linux-image-6.12.117+deb12-cloud-amd64\n";
-        assert_eq!(newest(printed), Some("linux-image-6.12.117+deb12-cloud-amd64"));
-        assert_eq!(newest("  |Depends: linux-image-6.12.9\n"), Some("linux-image-6.12.9"));
-        assert_eq!(newest("N: Unable to locate package\n"), None);
+        assert_eq!(newest(printed), Ok("linux-image-6.12.117+deb12-cloud-amd64"));
+        assert_eq!(newest("  |Depends: linux-image-6.12.9\n"), Ok("linux-image-6.12.9"));
+        assert_eq!(newest("  Depends: linux-image-7.0+1-amd64\n"), Ok("linux-image-7.0+1-amd64"));
+        assert!(newest("N: Unable to locate package\n").is_err());
+    }
+
+    #[test]
+    fn a_kernel_older_than_what_serves_is_no_substitute() {
+        // What Debian 12 has under the name without a number, and 6.2 is older than 6.12.
+        for old in ["linux-image-6.1.0-48-cloud-amd64", "linux-image-6.2.1-amd64", "linux-image-cloud"] {
+            let why = newest(&format!("  Depends: {old}\n")).unwrap_err();
+            assert!(why.contains(old) && why.contains("6.12"), "{why}");
+        }
     }
 
     fn unpacked(cache: &Path, package: &str) {

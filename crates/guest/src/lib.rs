@@ -7,5 +7,6 @@ pub mod import; // root disks
 pub mod initramfs; // PID 1 with the drivers it needs, as the kernel unpacks it
 pub mod kernel; // Debian's, or one's own
 
+mod apt; // Debian's package manager, with lists of our own
 mod cpio; // the archive that an initramfs is
 mod modules; // which drivers, in which order
