@@ -1,7 +1,8 @@
 //! A store: opening it, and what is in it.
 
 use crate::format::{Checkpoint, NameError, StoredCheckpoint, check_name};
-use crate::local::{Directory, FileError, Index, StoreLock, read, sync_directory};
+use crate::id::ChunkId;
+use crate::local::{Directory, FileError, Index, Lease, Place, StoreLock, read, sync_directory};
 use crate::read::ChunkReader;
 use std::fs;
 use std::path::Path;
@@ -84,6 +85,22 @@ impl Inner {
             Err(error) if error.is_absent() => Err(CheckpointError::Absent(name.to_owned())),
             read => Ok(read?),
         }
+    }
+
+    /// Makes a chunk stay where it lies while the lease lives. `None` if it is nowhere.
+    ///
+    /// Garbage collection moves chunks between looking one up and pinning it, so the last attempt is made while nothing
+    /// can be moved.
+    pub(crate) fn pin_chunk(&self, lease: &Lease, id: &ChunkId) -> Result<Option<Place>, FileError> {
+        if let Some(place) = self.index().find(id)
+            && lease.pin_pack(place.pack)?
+        {
+            return Ok(Some(place));
+        }
+        let _lock = StoreLock::shared(&self.directory)?;
+        self.index_mut().refresh(&self.directory)?;
+        let Some(place) = self.index().find(id) else { return Ok(None) };
+        Ok(lease.pin_pack_locked(place.pack)?.then_some(place))
     }
 
     /// Where chunks lie, as far as it is loaded.

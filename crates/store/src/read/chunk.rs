@@ -3,7 +3,7 @@
 use super::cache::ChunkCache;
 use crate::format::PackEntry;
 use crate::id::{ChunkId, PackId};
-use crate::local::{Directory, FileError, Place};
+use crate::local::{Directory, FileError, Place, StoreLock};
 use crate::store::Inner;
 use std::collections::HashMap;
 use std::fs::File;
@@ -51,22 +51,35 @@ impl Inner {
             // Were it of another length, two chunks would have one id.
             return if bytes.len() == raw_len { Ok(bytes) } else { Err(Failure::Missing) };
         }
-        let place = self.index().find(id);
-        let first = place.map(|place| self.read_at(place, raw_len));
-        let bytes = match first {
-            Some(Ok(bytes)) => bytes,
-            Some(Err(Failure::Damaged(pack))) => return Err(Failure::Damaged(pack)),
-            Some(Err(Failure::File(error))) if !error.is_absent() => return Err(Failure::File(error)),
-            // Not loaded yet, or moved by garbage collection.
-            _ => {
-                self.index_mut().refresh(&self.directory)?;
-                let place = self.index().find(id).ok_or(Failure::Missing)?;
-                self.read_at(place, raw_len)?
-            }
-        };
+        let bytes = self.read_where_it_lies(id, raw_len)?;
         let bytes: Arc<[u8]> = Arc::from(bytes);
         self.chunks.cache.put(*id, bytes.clone());
         Ok(bytes)
+    }
+
+    /// Garbage collection moves chunks between any two steps of a reader: what was looked up, however lately, may be gone
+    /// when it is opened, and be in another pack by then. So the last attempt is made while nothing can be moved.
+    fn read_where_it_lies(&self, id: &ChunkId, raw_len: usize) -> Result<Vec<u8>, Failure> {
+        if let Some(bytes) = self.read_known(id, raw_len)? {
+            return Ok(bytes);
+        }
+        self.index_mut().refresh(&self.directory)?;
+        if let Some(bytes) = self.read_known(id, raw_len)? {
+            return Ok(bytes);
+        }
+        let _lock = StoreLock::shared(&self.directory)?;
+        self.index_mut().refresh(&self.directory)?;
+        self.read_known(id, raw_len)?.ok_or(Failure::Missing)
+    }
+
+    /// Reads a chunk from where it is known to lie. `None` where it is not known, or not there.
+    fn read_known(&self, id: &ChunkId, raw_len: usize) -> Result<Option<Vec<u8>>, Failure> {
+        let Some(place) = self.index().find(id) else { return Ok(None) };
+        match self.read_at(place, raw_len) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(Failure::File(error)) if error.is_absent() => Ok(None),
+            Err(failure) => Err(failure),
+        }
     }
 
     fn read_at(&self, place: Place, raw_len: usize) -> Result<Vec<u8>, Failure> {

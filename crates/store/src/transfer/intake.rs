@@ -161,18 +161,7 @@ impl Intake {
     }
 
     fn pin_chunk(&self, chunk: &ChunkId) -> Result<Option<PackId>, IntakeError> {
-        for is_fresh in [false, true] {
-            let place = self.store.index().find(chunk);
-            if let Some(place) = place
-                && self.lease.pin_pack(place.pack)?
-            {
-                return Ok(Some(place.pack));
-            }
-            if !is_fresh {
-                self.store.index_mut().refresh(&self.store.directory)?;
-            }
-        }
-        Ok(None)
+        Ok(self.store.pin_chunk(&self.lease, chunk)?.map(|place| place.pack))
     }
 }
 

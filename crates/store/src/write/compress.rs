@@ -71,17 +71,9 @@ fn spans(
 
 /// Whether the chunk is in the store, and stays there while this writer lives.
 fn is_stored(shared: &Shared, id: ChunkId, raw_len: usize) -> Result<bool, WriteError> {
-    let place = shared.store.index().find(&id);
-    let Some(place) = place.filter(|place| place.entry.raw as usize == raw_len) else { return Ok(false) };
-    if shared.lease.pin_pack(place.pack)? {
-        return Ok(true);
-    }
-    // Collected since it was looked at, and so perhaps others.
-    shared.store.index_mut().refresh(&shared.store.directory)?;
-    match shared.store.index().find(&id) {
-        Some(place) => Ok(shared.lease.pin_pack(place.pack)?),
-        None => Ok(false),
-    }
+    // Looked up first, because most chunks are new, and for those nothing is to be read or locked.
+    let is_known = shared.store.index().find(&id).is_some_and(|place| place.entry.raw as usize == raw_len);
+    Ok(is_known && shared.store.pin_chunk(&shared.lease, &id)?.is_some())
 }
 
 fn store(
