@@ -13,6 +13,7 @@
 //! ```
 
 use crate::config::Config;
+use rustix::process::geteuid;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -31,18 +32,20 @@ impl Paths {
     ///
     /// # Errors
     ///
-    /// Fails where a folder cannot be created, or is there and belongs to somebody else.
+    /// Fails where a folder cannot be created, or is there and belongs to somebody else. Root may be given another
+    /// user's cache: in an emulated host the daemon is root, and the cache is that of the user outside.
     pub(crate) fn create(config: &Config) -> Result<Self, (PathBuf, io::Error)> {
         let paths = Self {
             state: config.state_dir.clone(),
             runtime: config.runtime_dir.clone(),
             cache: config.cache_dir.clone(),
         };
-        let own = [&paths.state, &paths.runtime, &paths.cache];
         let below = [paths.images(), paths.all_vms(), paths.all_layers(), paths.all_sockets()];
-        for dir in own.into_iter().chain(&below) {
+        for dir in [&paths.state, &paths.runtime].into_iter().chain(&below) {
             create_private(dir).map_err(|error| (dir.clone(), error))?;
         }
+        let cache = if geteuid().is_root() { create(&paths.cache) } else { create_private(&paths.cache) };
+        cache.map_err(|error| (paths.cache.clone(), error))?;
         Ok(paths)
     }
 
@@ -111,10 +114,15 @@ impl Paths {
     }
 }
 
+/// Creates `dir` and what is above it, with mode 0700; that it is there already is fine.
+fn create(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
 /// Creates `dir` and what is above it, with mode 0700; that it is there already is fine if it is ours.
 pub(crate) fn create_private(dir: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    if fs::metadata(dir)?.uid() != rustix::process::geteuid().as_raw() {
+    create(dir)?;
+    if fs::metadata(dir)?.uid() != geteuid().as_raw() {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user"));
     }
     Ok(())
@@ -131,4 +139,50 @@ pub(crate) fn remove(dir: &Path) -> io::Result<()> {
 /// Makes the names in `dir` durable.
 pub(crate) fn sync(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::chown;
+
+    fn config(dir: &Path) -> Config {
+        Config {
+            state_dir: dir.join("state"),
+            runtime_dir: dir.join("run"),
+            cache_dir: dir.join("cache"),
+            ..Config::default_paths()
+        }
+    }
+
+    /// Gives `dir` to a user who is nobody here; false where that takes another than us.
+    fn give_away(dir: &Path) -> bool {
+        fs::create_dir_all(dir).unwrap();
+        let is_root = geteuid().is_root();
+        match is_root {
+            true => chown(dir, Some(54_321), None).unwrap(),
+            false => eprintln!("skipped: needs root"),
+        }
+        is_root
+    }
+
+    #[test]
+    fn root_uses_the_cache_of_the_user_outside_its_emulated_host() {
+        let dir = tempfile::tempdir().unwrap();
+        if give_away(&dir.path().join("cache")) {
+            Paths::create(&config(dir.path())).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_state_that_belongs_to_somebody_else_is_refused_to_root_too() {
+        for name in ["state", "run"] {
+            let dir = tempfile::tempdir().unwrap();
+            if !give_away(&dir.path().join(name)) {
+                return;
+            }
+            let (path, error) = Paths::create(&config(dir.path())).unwrap_err();
+            assert_eq!((path, error.to_string().as_str()), (dir.path().join(name), "it belongs to another user"));
+        }
+    }
 }
