@@ -35,6 +35,9 @@ pub(crate) enum MonitorError {
     /// It answered that it cannot. Never empty.
     #[error("{}", .0.first().map_or("its monitor refused", String::as_str))]
     Refused(Vec<String>),
+    /// It cannot be watched.
+    #[error("cannot take hold of its monitor's process")]
+    Process(#[source] io::Error),
     /// It answered something else than what was asked.
     #[error("its monitor gave an answer that does not belong to the request")]
     Confused,

@@ -175,3 +175,39 @@ async fn the_death_of_a_parent_does_not_hurt_its_children_and_theirs_leaves_no_z
     assert!(killed.elapsed() < Duration::from_secs(1));
     assert!(!exists(child.pid.unwrap()), "a zombie is left");
 }
+
+#[tokio::test]
+async fn a_child_that_is_removed_before_it_is_born_does_not_live_on() {
+    // Its turn used to be free during the fork: the row went at once, and the process, born after that, stayed for ever.
+    let daemon = Daemon::start().await;
+    daemon.run("late").await; // Its children take two seconds until they listen.
+    let (report, removed) = tokio::join!(daemon.fork("late", &["one", "two"]), async {
+        eventually("the child is there", async || daemon.get("/vms/one").await.0 == 200).await;
+        let asked = Instant::now();
+        let status = daemon.delete("/vms/one?force=true").await.0.as_u16();
+        assert_eq!(daemon.monitors(), 2, "it is gone when the answer says so");
+        (status, asked.elapsed())
+    });
+
+    assert!(removed.0 == 204 && removed.1 < Duration::from_secs(30), "{removed:?}");
+    assert_eq!(report.children[1].error, None);
+    assert_eq!(daemon.get("/vms/one").await.0, 404);
+    assert_eq!(daemon.vm("two").await.state, State::Running);
+    assert_eq!(daemon.monitors(), 2, "the parent's and that of the other child");
+    for dir in ["state/vms", "state/layers", "run/vms"] {
+        assert_eq!(std::fs::read_dir(daemon.path().join(dir)).unwrap().count(), 2, "{dir}");
+    }
+}
+
+#[tokio::test]
+async fn a_child_that_dies_before_its_agent_answers_is_known_at_once() {
+    let daemon = Daemon::start().await;
+    daemon.run("silent").await;
+    let asked = Instant::now();
+    let report = daemon.fork("silent", &["a", "b"]).await;
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    let error = report.children[0].error.as_deref().unwrap();
+    assert!(error.contains("monitor"), "{error}");
+    assert_eq!(daemon.get("/vms").await.1.as_array().unwrap().len(), 1);
+    assert_eq!(daemon.monitors(), 1, "nor is a zombie left");
+}

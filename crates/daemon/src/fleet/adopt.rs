@@ -15,6 +15,7 @@ use pando_wire::control::{Phase, Request, Status};
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -84,7 +85,9 @@ impl Fleet {
                 return None;
             }
             let process = Process::hold(status.pid).ok()?;
-            self.0.supervisor.supervise(&record.id, record.epoch, process).await.ok()?;
+            let monitor = Arc::new(monitor);
+            monitor.send(&Request::Watch, &[]).await.ok()?;
+            self.0.supervisor.supervise(&record.id, record.epoch, process, monitor);
             Some(status)
         };
         let status = timeout(STATUS_LIMIT, asked).await.ok().flatten();

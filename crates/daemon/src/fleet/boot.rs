@@ -2,17 +2,18 @@
 
 use super::error::{FleetError, cannot};
 use super::files::{self, Own, Shared, descriptors, open_kvm};
-use super::{Fleet, blocking, guest, logs, names, wrong_state};
+use super::{Fleet, blocking, guest, launch, logs, names, wrong_state};
 use crate::agent::{Agent, AgentError};
 use crate::db::{Change, Insert, Record, now_ms};
-use crate::monitor::{LONG, Monitor, MonitorError};
+use crate::monitor::{Monitor, MonitorError};
 use crate::supervisor::{Process, spawn};
 use pando_disk::{BLOCK_BYTES, MAX_DISK_BYTES};
 use pando_wire::agent::Request as AgentRequest;
 use pando_wire::api::{RunRequest, State, Vm};
-use pando_wire::control::{Boot, Origin, Request, Response, Start, StartTimings};
+use pando_wire::control::{Boot, Listener, Origin, Request, Start};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -42,6 +43,8 @@ impl Fleet {
         let disk_bytes = disk_bytes(request.disk_bytes, image.size_bytes)?;
 
         let id = Uuid::now_v7();
+        // Before anybody can see it.
+        let turn = self.0.turns.vm(&id.to_string()).await;
         let chosen = request.name.clone();
         let record = Record {
             id: id.to_string(),
@@ -74,12 +77,11 @@ impl Fleet {
         let record = inserted.await??;
         tracing::info!(vm = record.id, name = record.name, "created");
 
-        let turn = self.0.turns.vm(&record.id).await;
         if let Err(error) = self.boot(&record, Vec::new(), Disk::New { disk_bytes }).await {
-            drop(turn);
             self.discard(&record).await;
             return Err(error);
         }
+        drop(turn);
         self.get(&record.id).await
     }
 
@@ -133,13 +135,6 @@ impl Fleet {
         })
         .await?;
 
-        let (monitor, name, log) = (inner.monitor.clone(), record.name.clone(), inner.paths.monitor_log(&record.id));
-        let process = blocking(move || {
-            let pid = spawn(&monitor, &name, control, &log).map_err(cannot(format!("run {}", monitor.display())))?;
-            Process::hold(pid).map_err(cannot("watch the monitor"))
-        })
-        .await?;
-
         let start = Start {
             origin: Origin::Boot(Boot {
                 vcpus: record.cpus,
@@ -155,35 +150,42 @@ impl Fleet {
             seed: random()?,
             inherited_layers: shared.layer_count(),
         };
-        let path = inner.paths.control_socket(&record.id);
-        let started = async {
-            let monitor = Monitor::connect(&path)?;
-            match monitor.call(&Request::Start(start), &descriptors(&shared, &own, Some(&boot)), LONG).await? {
-                Response::Started(timings) => Ok(timings),
-                _ => Err(MonitorError::Confused),
+        let process = self.spawn(record, control).await?;
+        let pid = process.pid();
+        let cannot_boot = |source| FleetError::Monitor { name: record.name.clone(), wanted: "boot", source };
+        let monitor = match Monitor::connect(&inner.paths.control_socket(&record.id)) {
+            Ok(monitor) => Arc::new(monitor),
+            Err(error) => {
+                process.kill();
+                process.end(&record.id).await;
+                return Err(cannot_boot(error));
             }
         };
-        let started: Result<StartTimings, MonitorError> = started.await;
-        let cannot_boot = |source| FleetError::Monitor { name: record.name.clone(), wanted: "boot", source };
-        if let Err(error) = started {
-            process.kill();
-            // SIGKILL needs no help from its victim.
-            let _ = tokio::time::timeout(Duration::from_secs(1), process.exited()).await;
-            process.reap();
-            return Err(cannot_boot(error));
-        }
-        inner.db.change(&record.id, record.epoch, Change::Monitored { pid: process.pid() }).await?;
-        let live = inner.supervisor.supervise(&record.id, record.epoch, process).await.map_err(cannot_boot)?;
-
+        let (live, answered) = inner.supervisor.supervise(&record.id, record.epoch, process, Arc::clone(&monitor));
+        inner.db.change(&record.id, record.epoch, Change::Monitored { pid }).await?;
         let vsock = inner.paths.vsock_socket(&record.id);
-        let reason = tokio::select! {
-            ending = live.ended() => Err(format!("it {}", as_clause(&ending))),
-            answer = Agent::reach(&vsock, &AgentRequest::Ping, BOOT_LIMIT) => answer.map_err(|error| match error {
-                AgentError::Late { .. } => format!("its agent did not answer within {} s", BOOT_LIMIT.as_secs()),
-                other => other.to_string(),
-            }),
+        let up = async {
+            monitor.send(&Request::Watch, &[]).await?;
+            monitor.send(&Request::Start(start), &descriptors(&shared, &own, Some(&boot))).await?;
+            launch::started(answered).await?;
+            drop((own, shared, boot)); // They are the monitor's now.
+            Ok(Agent::reach(&vsock, &AgentRequest::Ping, BOOT_LIMIT).await)
         };
-        let Err(reason) = reason else {
+        let reason = tokio::select! {
+            biased; // What it said before its end goes first.
+            up = up => match up {
+                Ok(Ok(_)) => None,
+                Ok(Err(AgentError::Late { .. })) => {
+                    Some(format!("its agent did not answer within {} s", BOOT_LIMIT.as_secs()))
+                }
+                Ok(Err(error)) => Some(error.to_string()),
+                // How it ended says more.
+                Err(MonitorError::Ended) => Some(format!("it {}", launch::ended(&live).await)),
+                Err(error) => return Err(cannot_boot(error)),
+            },
+            ending = launch::ended(&live) => Some(format!("it {ending}")),
+        };
+        let Some(reason) = reason else {
             let running = Change::Running { detail: "booted" };
             return match inner.db.change(&record.id, record.epoch, running).await? {
                 true => Ok(()),
@@ -195,14 +197,19 @@ impl Fleet {
         Err(FleetError::Boot { name: record.name.clone(), reason, console })
     }
 
+    /// Starts a monitor for `record`.
+    async fn spawn(&self, record: &Record, control: Listener) -> Result<Process, FleetError> {
+        let inner = &self.0;
+        let (monitor, name, log) = (inner.monitor.clone(), record.name.clone(), inner.paths.monitor_log(&record.id));
+        blocking(move || spawn(&monitor, &name, control, &log).map_err(cannot(format!("run {}", monitor.display()))))
+            .await
+    }
+
     /// Ends and removes a VM that did not come to life, as far as that is possible.
     pub(super) async fn discard(&self, record: &Record) {
         let id = &record.id;
         if self.0.supervisor.kill(id).await.is_none() {
-            // One that was never supervised may run all the same.
-            if let Ok(monitor) = Monitor::connect(&self.0.paths.control_socket(id)) {
-                let _ = monitor.send(&Request::Kill, &[]).await;
-            }
+            self.0.supervisor.end_unknown(id).await;
             self.0.supervisor.sweep(id).await;
         }
         if let Err(error) = self.erase(record).await {
@@ -273,16 +280,6 @@ pub(super) fn random<const N: usize>() -> Result<[u8; N], FleetError> {
     rustix::io::retry_on_intr(|| getrandom(&mut bytes, GetRandomFlags::empty()))
         .map_err(|error| cannot("get random bytes")(io::Error::from(error)))?;
     Ok(bytes)
-}
-
-/// An ending behind "it".
-fn as_clause(ending: &str) -> String {
-    match ending {
-        "killed" => "was killed".into(),
-        "reset" => "asked for a reset".into(),
-        crate::supervisor::DIED => "ended: its monitor died".into(),
-        other => other.into(),
-    }
 }
 
 #[cfg(test)]

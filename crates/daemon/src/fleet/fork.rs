@@ -20,12 +20,12 @@ use super::boot::{check_env, random};
 use super::error::{FleetError, cannot};
 use super::files::{Own, Shared, descriptors, open_kvm};
 use super::guest::identity;
-use super::{Fleet, blocking, names, wrong_state};
+use super::turns::Turn;
+use super::{Fleet, blocking, launch, names, wrong_state};
 use crate::agent::{Agent, AgentError};
 use crate::db::{Change, Insert, Kind, Record, now_ms};
 use crate::monitor::{LONG, Monitor, MonitorError};
 use crate::paths::Paths;
-use crate::supervisor::Process;
 use crate::usage;
 use futures_util::future::join_all;
 use pando_disk::MAX_LAYERS;
@@ -124,22 +124,31 @@ impl Fleet {
         specs: Vec<ChildSpec>,
     ) -> Result<(Shared, Vec<Child>), FleetError> {
         let (of, inherited) = (parent.clone(), layers.to_vec());
-        let planned = self.0.db.insert_vms(move |is_taken| plan(&of, &inherited, specs, is_taken)).await?;
+        let mut seats = Vec::new();
+        for spec in specs {
+            let id = Uuid::now_v7().to_string();
+            // Before anybody can see the child, so that nobody removes one that is about to be born.
+            let turn = self.0.turns.vm(&id).await;
+            seats.push((Seat { id, turn }, spec));
+        }
+        let planned = self.0.db.insert_vms(move |is_taken| plan(&of, &inherited, seats, is_taken)).await?;
 
-        let records: Vec<_> = planned.iter().filter_map(|child| child.plan.as_ref().ok()).cloned().collect();
+        let plans = planned.iter().filter_map(|child| child.plan.as_ref().ok());
+        let records: Vec<_> = plans.map(|birth| birth.record.clone()).collect();
         // Both to their ends: nothing may be created once it is being removed.
         let (shared, mut children) = match tokio::join!(self.open_shared(parent, layers), self.create_all(planned)) {
             (Ok(shared), Ok(children)) => (shared, children),
-            (Err(error), _) | (_, Err(error)) => {
+            (shared, created) => {
+                // The turns of the children are in `created`.
                 join_all(records.iter().map(|record| self.discard(record))).await;
-                return Err(error);
+                return Err(shared.err().or(created.err()).unwrap_or(FleetError::CutShort));
             }
         };
         for child in &mut children {
-            if let Err((record, _)) = &mut child.prepared
-                && let Some(record) = record.take()
+            if let Err((birth, _)) = &mut child.prepared
+                && let Some(birth) = birth.take()
             {
-                self.discard(&record).await;
+                self.discard(&birth.record).await;
             }
         }
         Ok((shared, children))
@@ -190,9 +199,9 @@ impl Fleet {
         for child in children {
             waiting.push(match child.prepared {
                 Err((_, error)) => (child.name, Err(error)),
-                Ok(Prepared { record, own, control }) => {
+                Ok(Prepared { birth, own, control }) => {
                     sockets.push(control);
-                    (child.name, Ok((record, own)))
+                    (child.name, Ok((birth, own)))
                 }
             });
         }
@@ -207,8 +216,9 @@ impl Fleet {
             .into_iter()
             .map(|(name, child)| {
                 let (fleet, shared, answering) = (self.clone(), Arc::clone(&shared), answering.clone());
-                let raise = |(record, own): (Record, Own)| {
-                    (record.clone(), tokio::spawn(fleet.raise(record, own, shared, arrival, answering)))
+                let raise = |(birth, own): (Birth, Own)| {
+                    let record = birth.record.clone();
+                    (birth, tokio::spawn(fleet.raise(record, own, shared, arrival, answering)))
                 };
                 (name, child.map(raise))
             })
@@ -220,11 +230,12 @@ impl Fleet {
         let timings = match forked {
             Ok(timings) => timings,
             Err(error) => {
-                for (record, task) in raising.into_iter().filter_map(|(_, child)| child.ok()) {
+                join_all(raising.into_iter().filter_map(|(_, child)| child.ok()).map(async |(birth, task)| {
                     task.abort();
                     let _ = task.await;
-                    self.discard(&record).await;
-                }
+                    self.discard(&birth.record).await;
+                }))
+                .await;
                 // Its heart was started with the barrier.
                 let _ = longest_gap(programs, all_answered).await;
                 return Err(error);
@@ -234,11 +245,11 @@ impl Fleet {
         let reports = join_all(raising.into_iter().map(|(name, child)| async {
             match child {
                 Err(error) => failure(name, &error),
-                Ok((record, task)) => match task.await.unwrap_or(Err(FleetError::CutShort)) {
+                Ok((birth, task)) => match task.await.unwrap_or(Err(FleetError::CutShort)) {
                     Ok(raised) => raised,
                     Err(error) => {
-                        tracing::warn!(vm = record.id, error = error.in_one_line(), "a child failed");
-                        self.discard(&record).await;
+                        tracing::warn!(vm = birth.record.id, error = error.in_one_line(), "a child failed");
+                        self.discard(&birth.record).await;
                         failure(name, &error)
                     }
                 },
@@ -292,43 +303,43 @@ impl Fleet {
             seed: random()?,
             inherited_layers: shared.layer_count(),
         };
-        let path = inner.paths.control_socket(&record.id);
-        let started = async {
-            let monitor = Monitor::connect(&path)?;
-            match monitor.call(&Request::Start(start), &descriptors(&shared, &own, None), LONG).await? {
-                Response::Started(timings) => Ok((timings, monitor)),
-                _ => Err(MonitorError::Confused),
-            }
-        };
         let failed = |source| FleetError::Monitor { name: record.name.clone(), wanted: "start", source };
-        let (timings, monitor) = started.await.map_err(failed)?;
-        let runs = Instant::now();
-        drop((own, shared)); // They are the monitor's now.
+        let monitor = Arc::new(Monitor::connect(&inner.paths.control_socket(&record.id)).map_err(failed)?);
+        // All of it waits for the child to be born.
+        monitor.send(&Request::Watch, &[]).await.map_err(failed)?;
+        monitor.send(&Request::Status, &[]).await.map_err(failed)?;
+        monitor.send(&Request::Start(start), &descriptors(&shared, &own, None)).await.map_err(failed)?;
+        let process = launch::born(&monitor).await.map_err(failed)?;
+        let pid = process.pid();
+        let (live, answered) = inner.supervisor.supervise(&record.id, record.epoch, process, monitor);
 
         let vsock = inner.paths.vsock_socket(&record.id);
-        let supervised = async {
-            let status = monitor.status().await.map_err(failed)?;
-            let process = Process::hold(status.pid).map_err(cannot("watch the monitor"))?;
-            inner.db.change(&record.id, record.epoch, Change::Monitored { pid: status.pid }).await?;
-            inner.supervisor.supervise(&record.id, record.epoch, process).await.map_err(failed)
-        };
+        let written = async { Ok(inner.db.change(&record.id, record.epoch, Change::Monitored { pid }).await?) };
         let ready = async {
+            let timings = launch::started(answered).await.map_err(failed)?;
+            let runs = Instant::now();
+            drop((own, shared)); // They are the monitor's now.
             let answer = Agent::reach(&vsock, &AgentRequest::Ping, READY_LIMIT).await;
             let (ready_us, agent_us) = (micros(arrival.elapsed()), micros(runs.elapsed()));
             answer
-                .map(|_| (ready_us, agent_us))
+                .map(|_| (timings, ready_us, agent_us))
                 .map_err(|source| FleetError::Agent { name: record.name.clone(), source })
         };
-        let (live, ready_us) = tokio::join!(supervised, ready);
-        let (live, (ready_us, agent_us)) = (live?, ready_us?);
+        let died = |ending| FleetError::Boot {
+            name: record.name.clone(),
+            reason: format!("it {ending}"),
+            console: Vec::new(),
+        };
+        let (_, (timings, ready_us, agent_us)) = tokio::select! {
+            ready = async { tokio::try_join!(written, ready) } => ready?,
+            ending = launch::ended(&live) => return Err(died(ending)),
+        };
         drop(answering);
 
         let adopt = AgentRequest::Adopt(identity(&record));
         let adopted = tokio::select! {
             adopted = Agent::order(&vsock, &adopt, ADOPT_LIMIT) => adopted,
-            ending = live.ended() => {
-                return Err(FleetError::Boot { name: record.name.clone(), reason: ending, console: Vec::new() });
-            }
+            ending = launch::ended(&live) => return Err(died(ending)),
         };
         let hooks = match adopted {
             Ok(_) => None,
@@ -390,21 +401,33 @@ struct Forked {
     children: Vec<ChildReport>,
 }
 
+/// What a child is before anybody knows whether there will be one: its id, and the turn of it.
+struct Seat {
+    id: String,
+    turn: Turn,
+}
+
+/// A child that is in the database, and that nobody else does anything with until it runs or is removed.
+struct Birth {
+    record: Record,
+    _turn: Turn,
+}
+
 /// A child as it was asked for.
 struct Planned {
     name: String,
-    plan: Result<Record, FleetError>,
+    plan: Result<Birth, FleetError>,
 }
 
 /// A child with everything that can be had before the fork.
 struct Child {
     name: String,
     /// Or why not, and what has to be removed again.
-    prepared: Result<Prepared, (Option<Record>, FleetError)>,
+    prepared: Result<Prepared, (Option<Birth>, FleetError)>,
 }
 
 struct Prepared {
-    record: Record,
+    birth: Birth,
     own: Own,
     control: Listener,
 }
@@ -413,14 +436,14 @@ struct Prepared {
 fn plan(
     parent: &Record,
     layers: &[String],
-    specs: Vec<ChildSpec>,
+    specs: Vec<(Seat, ChildSpec)>,
     is_taken: &dyn Fn(&str) -> bool,
 ) -> (Vec<Insert>, Vec<Planned>) {
     // A name that was chosen goes before one that is made up, wherever in the list they are.
     let mut chosen: HashSet<String> = HashSet::new();
     let checked: Vec<_> = specs
         .into_iter()
-        .map(|spec| {
+        .map(|(seat, spec)| {
             let checked = check_env(spec.env.keys()).and_then(|()| match &spec.name {
                 None => Ok(()),
                 Some(name) => {
@@ -429,14 +452,14 @@ fn plan(
                     if is_free { Ok(()) } else { Err(FleetError::NameTaken(name.clone())) }
                 }
             });
-            (spec, checked)
+            (seat, spec, checked)
         })
         .collect();
     let mut next = 1;
     let mut inserts = Vec::new();
     let planned = checked
         .into_iter()
-        .map(|(spec, checked)| {
+        .map(|(Seat { id, turn }, spec, checked)| {
             let name = spec.name.unwrap_or_else(|| {
                 names::of_child(&parent.name, &mut next, |name| is_taken(name) || chosen.contains(name))
             });
@@ -444,7 +467,7 @@ fn plan(
                 let mut env = parent.env.clone();
                 env.extend(spec.env);
                 let record = Record {
-                    id: Uuid::now_v7().to_string(),
+                    id,
                     name: name.clone(),
                     state: State::Starting,
                     ending: None,
@@ -457,7 +480,7 @@ fn plan(
                     ..parent.clone()
                 };
                 inserts.push(Insert { record: record.clone(), inherited: layers.to_vec() });
-                record
+                Birth { record, _turn: turn }
             });
             Planned { name, plan }
         })
@@ -469,9 +492,9 @@ fn plan(
 fn create(paths: &Paths, child: Planned) -> Child {
     let prepared = match child.plan {
         Err(error) => Err((None, error)),
-        Ok(record) => match Own::create(paths, &record.id) {
-            Ok((own, control)) => Ok(Prepared { record, own, control }),
-            Err(error) => Err((Some(record), error)),
+        Ok(birth) => match Own::create(paths, &birth.record.id) {
+            Ok((own, control)) => Ok(Prepared { birth, own, control }),
+            Err(error) => Err((Some(birth), error)),
         },
     };
     Child { name: child.name, prepared }

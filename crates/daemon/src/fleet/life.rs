@@ -102,7 +102,8 @@ impl Fleet {
                 Err(_) => return Err(wrong_state(&self.find(&record.id).await?, "remove")),
             }
         };
-        let record = self.find(&record.id).await?;
+        // One that did not come to life was removed by whoever had the turn before.
+        let Some(record) = self.0.db.vm(&record.id).await? else { return Ok(()) };
         if self.0.supervisor.live(&record.id).is_some() && !force {
             return Err(wrong_state(&record, "remove"));
         }
@@ -114,7 +115,6 @@ impl Fleet {
     /// Removes what there is of a VM that does not run.
     pub(super) async fn erase(&self, record: &Record) -> Result<(), FleetError> {
         let unused = self.0.db.remove_vm(&record.id, record.epoch, &record.name).await?;
-        self.0.turns.forget(&record.id);
         self.0.lessons.forget(&record.id);
         let (paths, id) = (self.0.paths.clone(), record.id.clone());
         blocking(move || {

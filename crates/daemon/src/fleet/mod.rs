@@ -10,6 +10,7 @@ mod exec; // running a program in a VM
 mod files; // the files that a monitor is handed
 mod fork; // one VM becomes many
 mod guest; // kernel and initramfs
+mod launch; // a monitor is told what to be
 mod learn; // what children of a VM write first
 mod life; // pause, resume, stop, kill, remove
 mod logs; // what a VM wrote to its console

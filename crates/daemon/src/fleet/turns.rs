@@ -1,33 +1,55 @@
 //! One operation at a time per VM.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio::sync::OwnedMutexGuard;
 
-/// A lock for every VM that anybody ever locked and nobody removed.
+/// That no other operation on a VM goes on, until it is dropped.
+pub(super) type Turn = OwnedMutexGuard<()>;
+
+/// A lock for every VM that somebody has, or waits for.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
-    vms: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    vms: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
     images: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Turns {
-    /// Waits until no other operation on VM `id` goes on.
-    pub(super) async fn vm(&self, id: &str) -> OwnedMutexGuard<()> {
+    /// Waits until no other operation on VM `id` goes on. For a VM that nobody knows of yet this does not wait.
+    pub(super) async fn vm(&self, id: &str) -> Turn {
         let lock = {
             let mut vms = self.vms.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(vms.entry(id.to_owned()).or_default())
+            vms.retain(|_, lock| lock.strong_count() > 0);
+            let known = vms.get(id).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let lock = Arc::default();
+                vms.insert(id.to_owned(), Arc::downgrade(&lock));
+                lock
+            })
         };
         lock.lock_owned().await
     }
 
     /// Waits until nobody else adds or removes an image.
-    pub(super) async fn images(&self) -> OwnedMutexGuard<()> {
+    pub(super) async fn images(&self) -> Turn {
         Arc::clone(&self.images).lock_owned().await
     }
+}
 
-    /// Forgets the lock of a VM that is no more. Whoever still waits for it finds no VM.
-    pub(super) fn forget(&self, id: &str) {
-        self.vms.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    #[tokio::test]
+    async fn two_turns_of_one_vm_follow_each_other_and_nothing_stays_of_them() {
+        let turns = Turns::default();
+        let first = turns.vm("a").await;
+        assert!(turns.vm("a").now_or_never().is_none());
+        assert!(turns.vm("b").now_or_never().is_some());
+        drop(first);
+        assert!(turns.vm("a").now_or_never().is_some());
+        let _other = turns.vm("c").await;
+        assert_eq!(turns.vms.lock().unwrap().len(), 1);
     }
 }

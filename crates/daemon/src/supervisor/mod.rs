@@ -7,6 +7,7 @@ mod cgroup; // a control group per VM
 mod process; // a process that is perhaps not our child
 mod spawn; // starting a monitor
 
+use process::FORCED_LIMIT;
 pub(crate) use process::Process;
 pub(crate) use spawn::spawn;
 
@@ -18,15 +19,11 @@ use pando_wire::control::{Ending, Request, Response};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
-/// How long a monitor that has announced its end may take to be gone.
-const EXIT_LIMIT: Duration = Duration::from_millis(500);
 /// How long a monitor that was told to end may take until it is forced to.
 const KILL_LIMIT: Duration = Duration::from_secs(1);
-/// How long the kernel may take to end a process that has gigabytes to give back.
-const FORCED_LIMIT: Duration = Duration::from_secs(10);
 
 /// Said of a VM whose monitor went without a word.
 pub(crate) const DIED: &str = "monitor died";
@@ -76,31 +73,33 @@ impl Supervisor {
         self.lock().get(id).cloned()
     }
 
-    /// Looks after the monitor of VM `id` from here on. It must have seen its `Start`.
-    pub(crate) async fn supervise(
+    /// Looks after the monitor of VM `id` from here on, over `monitor`, which was sent a `Watch` and on which nobody else
+    /// may wait for anything any more. The second answer is what the monitor says to its `Start`: it ends without one
+    /// when the VM does.
+    pub(crate) fn supervise(
         self: &Arc<Self>,
         id: &str,
         epoch: i64,
         process: Process,
-    ) -> Result<Arc<Live>, MonitorError> {
-        let watching = Monitor::connect(&self.paths.control_socket(id))?;
-        watching.send(&Request::Watch, &[]).await?;
+        monitor: Arc<Monitor>,
+    ) -> (Arc<Live>, oneshot::Receiver<Response>) {
         if let Some(cgroups) = &self.cgroups {
             cgroups.enter(id, process.pid());
         }
         let live = Arc::new(Live { process, ended: watch::Sender::new(None) });
         self.lock().insert(id.to_owned(), Arc::clone(&live));
+        let (answer, answered) = oneshot::channel();
         let (supervisor, id, watched) = (Arc::clone(self), id.to_owned(), Arc::clone(&live));
         tokio::spawn(async move {
             let mut shutdown = supervisor.shutdown.clone();
             let ending = tokio::select! {
-                ending = end(&watching, &watched.process) => ending,
+                ending = end(&monitor, &watched.process, answer) => ending,
                 // The VM outlives this daemon.
                 _ = shutdown.wait_for(|over| *over) => return,
             };
             supervisor.put_away(&id, epoch, &watched, ending).await;
         });
-        Ok(live)
+        (live, answered)
     }
 
     /// Ends the VM `id` now, whatever it is doing, and waits until everything is put away. The answer is why it ended,
@@ -119,6 +118,25 @@ impl Supervisor {
         timeout(FORCED_LIMIT, live.ended()).await.ok()
     }
 
+    /// Ends the monitor that listens on the control socket of VM `id`, which nobody looks after: one that was never told
+    /// what to be.
+    pub(crate) async fn end_unknown(&self, id: &str) {
+        let asked = async {
+            let monitor = Monitor::connect(&self.paths.control_socket(id))?;
+            // One that is not born yet finds both when it is.
+            monitor.send(&Request::Status, &[]).await?;
+            monitor.send(&Request::Kill, &[]).await?;
+            match monitor.receive().await? {
+                Response::Status(status) => Ok(status.pid),
+                _ => Err(MonitorError::Confused),
+            }
+        };
+        let Ok(Ok(pid)) = timeout(KILL_LIMIT, asked).await else { return };
+        if let Ok(process) = Process::hold(pid) {
+            process.end(id).await;
+        }
+    }
+
     /// Puts away what a VM that no longer runs has left, if it has.
     pub(crate) async fn sweep(&self, id: &str) {
         let sockets = self.paths.sockets(id);
@@ -132,13 +150,7 @@ impl Supervisor {
     }
 
     async fn put_away(&self, id: &str, epoch: i64, live: &Live, ending: String) {
-        if timeout(EXIT_LIMIT, live.process.exited()).await.is_err() {
-            live.process.kill();
-            if timeout(FORCED_LIMIT, live.process.exited()).await.is_err() {
-                tracing::error!(vm = id, pid = live.process.pid(), "its monitor cannot be killed");
-            }
-        }
-        live.process.reap();
+        live.process.end(id).await;
         self.sweep(id).await;
         tracing::info!(vm = id, ending, "stopped");
         match self.db.change(id, epoch, Change::Stopped { ending: &ending }).await {
@@ -146,7 +158,13 @@ impl Supervisor {
             Ok(false) => tracing::warn!(vm = id, "it had been stopped already"),
             Err(error) => tracing::error!(vm = id, %error, "cannot write down that it stopped"),
         }
-        self.lock().remove(id);
+        {
+            let mut all = self.lock();
+            // It may have been started again, since it is written down that it stopped.
+            if all.get(id).is_some_and(|other| std::ptr::eq(&raw const **other, live)) {
+                all.remove(id);
+            }
+        }
         live.ended.send_replace(Some(ending));
     }
 
@@ -156,13 +174,20 @@ impl Supervisor {
     }
 }
 
-/// Waits until the VM ends; the answer is why.
-async fn end(watching: &Monitor, process: &Process) -> String {
+/// Waits until the VM ends; the answer is why. What the monitor says to its `Start` goes to `answer`.
+async fn end(monitor: &Monitor, process: &Process, answer: oneshot::Sender<Response>) -> String {
+    let mut answer = Some(answer);
     let said = async {
         loop {
-            match watching.receive().await {
+            match monitor.receive().await {
                 Ok(Response::Ended(ending)) => return Some(ending),
-                Ok(_) => (), // Of no interest to one who watches.
+                Ok(Response::Done) => (), // To the `Watch`.
+                Ok(response) => {
+                    if let Some(answer) = answer.take() {
+                        // Whoever asked may have given up.
+                        let _ = answer.send(response);
+                    }
+                }
                 Err(_) => return None,
             }
         }

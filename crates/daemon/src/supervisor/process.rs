@@ -7,8 +7,15 @@ use rustix::process::{
 };
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::timeout;
+
+/// How long a monitor that has announced its end may take to be gone.
+const EXIT_LIMIT: Duration = Duration::from_millis(500);
+/// How long the kernel may take to end a process that has gigabytes to give back.
+pub(super) const FORCED_LIMIT: Duration = Duration::from_secs(10);
 
 /// A process, held so that its number cannot come to mean another one.
 #[derive(Debug)]
@@ -36,6 +43,17 @@ impl Process {
     /// Waits until it has exited. It may still have to be reaped.
     pub(crate) async fn exited(&self) -> io::Result<()> {
         self.fd.readable().await.map(|_guard| ())
+    }
+
+    /// Sees to it that it is gone: waits for a moment, as it may be ending, and then forces it to. `vm` is for the log.
+    pub(crate) async fn end(&self, vm: &str) {
+        if timeout(EXIT_LIMIT, self.exited()).await.is_err() {
+            self.kill();
+            if timeout(FORCED_LIMIT, self.exited()).await.is_err() {
+                tracing::error!(vm, pid = self.pid(), "its monitor cannot be killed");
+            }
+        }
+        self.reap();
     }
 
     /// Ends it at once.

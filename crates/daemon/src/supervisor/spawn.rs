@@ -1,5 +1,6 @@
 //! Starting a monitor.
 
+use super::Process;
 use pando_wire::control::Listener;
 use std::fs::File;
 use std::io;
@@ -8,10 +9,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Starts `program` as a monitor that serves `control` and writes its complaints to `log`. Blocks for the time of an
-/// `exec`. The answer is its process id; it is the caller's to reap.
-pub(crate) fn spawn(program: &Path, name: &str, control: Listener, log: &Path) -> io::Result<u32> {
+/// `exec`. The process is the caller's to reap.
+pub(crate) fn spawn(program: &Path, name: &str, control: Listener, log: &Path) -> io::Result<Process> {
     let log = File::options().append(true).create(true).open(log)?;
-    let monitor = Command::new(program)
+    let mut monitor = Command::new(program)
         .args(["vmm", "--name", name])
         .current_dir("/")
         .stdin(Stdio::from(control.into_fd()))
@@ -20,5 +21,8 @@ pub(crate) fn spawn(program: &Path, name: &str, control: Listener, log: &Path) -
         // A signal that is meant for the daemon, such as Ctrl-C, must not reach the VMs.
         .process_group(0)
         .spawn()?;
-    Ok(monitor.id())
+    Process::hold(monitor.id()).inspect_err(|_| {
+        let _ = monitor.kill();
+        let _ = monitor.wait();
+    })
 }

@@ -6,7 +6,7 @@ use pando_wire::control::{
 };
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
@@ -21,7 +21,7 @@ pub(crate) fn serve(monitor: &Arc<Monitor>, connection: Connection) {
                 if monitor.name == "no-fork" {
                     Response::Refused(vec!["the disk is broken".into(), "no space left on device".into()])
                 } else {
-                    descriptors.into_iter().for_each(spawn_child);
+                    descriptors.into_iter().for_each(|control| spawn_child(&monitor.name, control));
                     Response::Forked(ForkTimings {
                         pause_us: 15,
                         park_us: 1,
@@ -55,7 +55,11 @@ pub(crate) fn serve(monitor: &Arc<Monitor>, connection: Connection) {
                 monitor.state.lock().unwrap().expected = pages;
                 Response::Done
             }
-            Request::Watch => return monitor.state.lock().unwrap().watching.push(connection),
+            Request::Watch => {
+                let watching = Connection::from_fd(connection.as_fd().try_clone_to_owned().unwrap());
+                monitor.state.lock().unwrap().watching.push(watching);
+                Response::Done
+            }
         };
         if connection.send(&response, &[]).is_err() {
             return;
@@ -95,15 +99,15 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
     if monitor.name.starts_with("no-boot") {
         writeln!(console, "Kernel panic - not syncing: no root").unwrap();
         let monitor = Arc::clone(monitor);
-        std::thread::spawn(move || {
-            std::thread::sleep(std::time::Duration::from_millis(300));
-            monitor.end(Ending::Crashed("triple fault".into()))
-        });
+        std::thread::spawn(move || monitor.end(Ending::Crashed("triple fault".into())));
         return Response::Started(StartTimings::default());
     }
     writeln!(console, "{} {}", if boots { "booted" } else { "forked" }, monitor.name).unwrap();
     let agents = Arc::clone(monitor);
     std::thread::spawn(move || {
+        if agents.name == "child of silent" {
+            std::process::exit(1); // Once it is said that it started, or just before.
+        }
         if agents.name == "slow" {
             std::thread::sleep(std::time::Duration::from_millis(500));
         }
@@ -117,8 +121,8 @@ fn shift(monitor: &Monitor, phase: Phase) -> Response {
     Response::Done
 }
 
-fn spawn_child(control: OwnedFd) {
+fn spawn_child(parent: &str, control: OwnedFd) {
     let program = std::env::current_exe().unwrap();
-    let mut seed = Command::new(program).arg("seed").stdin(Stdio::from(control)).spawn().unwrap();
+    let mut seed = Command::new(program).args(["seed", parent]).stdin(Stdio::from(control)).spawn().unwrap();
     assert!(seed.wait().unwrap().success());
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 /// What this monitor is.
 struct Monitor {
-    /// From the command line; a child of a fork does not know its own.
+    /// From the command line; of a child of a fork, whose child it is.
     name: String,
     state: Mutex<State>,
 }
@@ -39,8 +39,9 @@ fn main() {
     let arguments: Vec<_> = std::env::args().collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         // Goes away at once, so that the child is left to the daemon, as a real monitor's seed does.
-        [_, "seed"] => {
-            let child = Command::new(&arguments[0]).args(["vmm", "--name", "child"]).spawn().unwrap();
+        [_, "seed", parent] => {
+            let child =
+                Command::new(&arguments[0]).args(["vmm", "--name", &format!("child of {parent}")]).spawn().unwrap();
             drop(child);
         }
         [_, "vmm", "--name", name] => serve(name),
@@ -49,6 +50,11 @@ fn main() {
 }
 
 fn serve(name: &str) {
+    match name {
+        "dead" => return,
+        "child of late" => std::thread::sleep(std::time::Duration::from_secs(2)),
+        _ => (),
+    }
     let monitor = Arc::new(Monitor {
         name: name.to_owned(),
         state: Mutex::new(State {

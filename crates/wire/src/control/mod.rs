@@ -2,8 +2,8 @@
 //!
 //! A monitor listens on a `SOCK_SEQPACKET` Unix socket that its daemon bound and handed over as standard input. A
 //! connection carries requests and their responses in turn, one packet each: postcard, descriptors attached.
-//! [`Request::Start`] must be the first request that a monitor ever sees; a monitor made by a fork listens on the
-//! socket that it was given in [`Request::Fork`] and waits for its own [`Request::Start`] there.
+//! Before [`Request::Start`] a monitor can only be watched, asked for its status, and killed; one made by a fork listens
+//! on the socket that it was given in [`Request::Fork`] and waits for its own [`Request::Start`] there.
 
 mod socket; // packets with descriptors
 
