@@ -8,6 +8,7 @@
 //! <state>/vms/<id>/console.log       what the guest wrote to its serial port
 //! <state>/vms/<id>/monitor.log       what the monitor wrote to standard error
 //! <state>/layers/<id>/{data,map}     the disk layer that VM <id> writes; kept while a descendant reads it
+//! <runtime>/lock                     held while a daemon uses these sockets
 //! <runtime>/vms/<id>/control.sock    the monitor
 //! <runtime>/vms/<id>/vsock.sock      the guest
 //! ```
@@ -57,6 +58,10 @@ impl Paths {
         self.state.join("lock")
     }
 
+    pub(crate) fn runtime_lock(&self) -> PathBuf {
+        self.runtime.join("lock")
+    }
+
     pub(crate) fn owner(&self) -> PathBuf {
         self.state.join("owner")
     }
@@ -97,6 +102,16 @@ impl Paths {
         self.all_layers().join(id)
     }
 
+    /// The blocks of the layer that VM `id` writes. Whoever writes it holds its lock.
+    pub(crate) fn layer_data(&self, id: &str) -> PathBuf {
+        self.layer(id).join(pando_disk::DATA_FILE)
+    }
+
+    /// Where there is a layer at all, if there is one.
+    pub(crate) fn any_layer(&self) -> io::Result<Option<PathBuf>> {
+        Ok(fs::read_dir(self.all_layers())?.next().transpose()?.map(|_| self.all_layers()))
+    }
+
     pub(crate) fn all_sockets(&self) -> PathBuf {
         self.runtime.join("vms")
     }
@@ -128,9 +143,10 @@ pub(crate) fn create_private(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes `dir` and all in it; that it is not there is fine.
-pub(crate) fn remove(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
+/// Removes the file `path`, or the folder and all in it; that it is not there is fine.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => fs::remove_file(path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     }

@@ -17,17 +17,19 @@ use std::fs::{self, File, Permissions};
 use std::future::Future;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 /// How long requests that go on may take when the daemon is told to end.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+/// How long it may take after that until nothing of it is left.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why a daemon does not run.
 #[derive(Debug, thiserror::Error)]
@@ -40,13 +42,13 @@ pub enum ServeError {
         /// The cause.
         source: io::Error,
     },
-    /// Only one daemon may use a state directory.
-    #[error("another daemon (pid {pid}) uses {state_dir}")]
+    /// Only one daemon may use a state directory, or a runtime directory.
+    #[error("another daemon (pid {pid}) uses {dir}")]
     Taken {
         /// Its process id, as far as it could be read.
         pid: String,
         /// The directory.
-        state_dir: PathBuf,
+        dir: PathBuf,
     },
     /// Somebody else listens on the socket.
     #[error("another daemon listens on {socket}")]
@@ -106,17 +108,22 @@ pub async fn serve_until(
     told_to_end: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
     let paths = Paths::create(&config).map_err(|(path, source)| ServeError::Path { path, source })?;
-    let _lock = lock(&paths, &config)?; // Held until the end.
+    // Held until the end.
+    let _state = lock(paths.lock(), &config.state_dir, &config.socket).await?;
+    let _runtime = lock(paths.runtime_lock(), &config.runtime_dir, &config.socket).await?;
     set_child_subreaper(Some(getpid())).map_err(|error| ServeError::Process(error.into()))?;
     raise_descriptor_limit();
+    // Before anything of an earlier daemon is touched.
+    let (unix, tcp) = listen(&config).await?;
 
     let owner = owner(&paths.owner()).map_err(|source| ServeError::Path { path: paths.owner(), source })?;
-    let db = Db::open(&paths.database(), &owner).await?;
+    let disks = paths.any_layer().map_err(|source| ServeError::Path { path: paths.all_layers(), source })?;
+    let db = Db::open(&paths.database(), &owner, disks).await?;
     let (end, ending) = watch::channel(false);
-    let fleet = Fleet::new(&config, paths, db.clone(), ending.clone());
+    let (close, closing) = watch::channel(false);
+    let fleet = Fleet::new(&config, paths, db.clone(), ending.clone(), closing);
     fleet.adopt().await.map_err(|error| ServeError::Adopt(error.into()))?;
 
-    let (unix, tcp) = listen(&config).await?;
     tracing::info!(socket = %config.socket.display(), pid = std::process::id(), "listening");
     let (router, _document) = routes::routes(fleet);
     let tcp = tcp.map(|(listener, token)| (listener, behind(token, router.clone())));
@@ -126,7 +133,8 @@ pub async fn serve_until(
             let _ = ending.wait_for(|over| *over).await;
         }
     };
-    let unix_server = axum::serve(OwnUser(unix), router).with_graceful_shutdown(over());
+    let Unix { listener, file } = unix;
+    let unix_server = axum::serve(OwnUser(listener), router).with_graceful_shutdown(over());
     let tcp_server = async {
         match tcp {
             Some((listener, router)) => {
@@ -146,8 +154,9 @@ pub async fn serve_until(
     if timeout(DRAIN_LIMIT, servers).await.is_err() {
         tracing::warn!("some requests did not end in time");
     }
+    close.send_replace(true);
     // Whoever connects from now on shall hear that there is no daemon.
-    let _ = fs::remove_file(&config.socket);
+    drop(file);
     db.close().await;
     Ok(())
 }
@@ -164,21 +173,31 @@ fn behind(token: blake3::Hash, router: Router) -> Router {
     router.layer(from_fn(move |request, next| auth::require(token, request, next)))
 }
 
-/// Takes the state directory for this daemon alone.
-fn lock(paths: &Paths, config: &Config) -> Result<File, ServeError> {
-    let path = paths.lock();
+/// Takes `dir` for this daemon alone, by a lock on the file at `path`. Waits while another daemon has it that does not
+/// listen on `socket` any more: it is ending.
+async fn lock(path: PathBuf, dir: &Path, socket: &Path) -> Result<File, ServeError> {
     let failed = |source| ServeError::Path { path: path.clone(), source };
     let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => (),
-        Err(Errno::WOULDBLOCK) => {
-            let pid = fs::read_to_string(&path).unwrap_or_default().trim().to_owned();
-            return Err(ServeError::Taken { pid, state_dir: config.state_dir.clone() });
+    let deadline = Instant::now() + DRAIN_LIMIT + CLOSE_LIMIT;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(Errno::WOULDBLOCK) => (),
+            Err(error) => return Err(failed(error.into())),
         }
-        Err(error) => return Err(failed(error.into())),
+        if Instant::now() > deadline || is_served(socket).await {
+            let pid = fs::read_to_string(&path).unwrap_or_default().trim().to_owned();
+            return Err(ServeError::Taken { pid, dir: dir.to_owned() });
+        }
+        sleep(Duration::from_millis(50)).await;
     }
     file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
     Ok(file)
+}
+
+/// Whether a daemon listens on `socket`.
+async fn is_served(socket: &Path) -> bool {
+    UnixStream::connect(socket).await.is_ok()
 }
 
 /// Who this daemon is: made up once, kept for good.
@@ -210,24 +229,23 @@ fn raise_descriptor_limit() {
     }
 }
 
+/// A socket that is listened on, and its file.
+struct Unix {
+    listener: UnixListener,
+    file: SocketFile,
+}
+
+/// The file of a socket of ours. It goes when this does.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
 /// Listens on the Unix socket, and on TCP if that is asked for.
-async fn listen(config: &Config) -> Result<(UnixListener, Option<(TcpListener, blake3::Hash)>), ServeError> {
-    let socket = &config.socket;
-    let failed = |source| ServeError::Path { path: socket.clone(), source };
-    if let Some(dir) = socket.parent() {
-        // Its owner is not looked at: the socket may be put where others have theirs.
-        fs::create_dir_all(dir).map_err(failed)?;
-    }
-    if tokio::net::UnixStream::connect(socket).await.is_ok() {
-        return Err(ServeError::SocketTaken { socket: socket.clone() });
-    }
-    match fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => (), // Nobody listened on it.
-    }
-    // Whoever is faster than the change of its mode is turned away by who they are.
-    let unix = UnixListener::bind(socket).map_err(failed)?;
-    fs::set_permissions(socket, Permissions::from_mode(0o600)).map_err(failed)?;
+async fn listen(config: &Config) -> Result<(Unix, Option<(TcpListener, blake3::Hash)>), ServeError> {
     let tcp = match &config.tcp {
         None => None,
         Some((address, token)) if token.is_empty() => return Err(ServeError::NoToken { address: *address }),
@@ -237,5 +255,26 @@ async fn listen(config: &Config) -> Result<(UnixListener, Option<(TcpListener, b
             Some((listener, blake3::hash(token.as_bytes())))
         }
     };
-    Ok((unix, tcp))
+    let socket = &config.socket;
+    let failed = |source| ServeError::Path { path: socket.clone(), source };
+    if let Some(dir) = socket.parent() {
+        // Its owner is not looked at: the socket may be put where others have theirs.
+        fs::create_dir_all(dir).map_err(failed)?;
+    }
+    if is_served(socket).await {
+        return Err(ServeError::SocketTaken { socket: socket.clone() });
+    }
+    match fs::symlink_metadata(socket) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(failed(io::Error::new(io::ErrorKind::AlreadyExists, "it is there, and no socket")));
+        }
+        Ok(_) => fs::remove_file(socket).map_err(failed)?, // Nobody listened on it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (),
+        Err(error) => return Err(failed(error)),
+    }
+    // Whoever is faster than the change of its mode is turned away by who they are.
+    let listener = UnixListener::bind(socket).map_err(failed)?;
+    let file = SocketFile(socket.clone());
+    fs::set_permissions(socket, Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok((Unix { listener, file }, tcp))
 }

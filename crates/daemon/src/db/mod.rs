@@ -14,7 +14,7 @@ pub(crate) use vms::{Change, Insert};
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Sqlite, SqliteConnection, SqlitePool, Transaction};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
@@ -35,6 +35,12 @@ pub enum DbError {
     Schema {
         /// Its schema.
         found: i64,
+    },
+    /// It is new, and the VMs are not.
+    #[error("it is new, but {disks} holds disks of VMs: put their database back, or move the disks away")]
+    Lost {
+        /// Where they are.
+        disks: PathBuf,
     },
     /// A row holds what this build never writes.
     #[error("the database says {what} of VM {id}, which cannot be")]
@@ -68,9 +74,9 @@ pub(crate) struct Db {
 }
 
 impl Db {
-    /// Opens the database at `path`, or creates it. `owner` is this daemon's id; every VM in it becomes this daemon's,
-    /// in a new epoch.
-    pub(crate) async fn open(path: &Path, owner: &str) -> Result<Self, DbError> {
+    /// Opens the database at `path`, or creates it, unless there are `disks` of VMs that it should know of. `owner` is
+    /// this daemon's id; every VM in it becomes this daemon's, in a new epoch.
+    pub(crate) async fn open(path: &Path, owner: &str, disks: Option<PathBuf>) -> Result<Self, DbError> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -80,14 +86,15 @@ impl Db {
             .busy_timeout(Duration::from_secs(10));
         let durable = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
         let found: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&durable).await?;
-        match found {
-            0 => {
+        match (found, disks) {
+            (0, Some(disks)) => return Err(DbError::Lost { disks }),
+            (0, None) => {
                 let mut transaction = durable.begin().await?;
                 sqlx::raw_sql(include_str!("schema.sql")).execute(&mut *transaction).await?;
                 sqlx::raw_sql("PRAGMA user_version = 1").execute(&mut *transaction).await?;
                 transaction.commit().await?;
             }
-            SCHEMA => (),
+            (SCHEMA, _) => (),
             _ => return Err(DbError::Schema { found }),
         }
         sqlx::query("UPDATE vms SET owner = ?, epoch = epoch + 1").bind(owner).execute(&durable).await?;
@@ -200,7 +207,7 @@ mod tests {
     #[tokio::test]
     async fn a_vm_comes_back_as_it_was_written() {
         let dir = tempfile::tempdir().unwrap();
-        let db = Db::open(&dir.path().join("db"), "owner").await.unwrap();
+        let db = Db::open(&dir.path().join("db"), "owner", None).await.unwrap();
         db.insert_vms(|_| (vec![vm("a")], ())).await.unwrap();
         assert_eq!(db.vm("a").await.unwrap(), Some(vm("a").record));
         assert_eq!(db.layers("id of a").await.unwrap(), ["root", "id of a"]);
@@ -210,9 +217,9 @@ mod tests {
     async fn a_write_by_an_owner_of_an_earlier_epoch_is_lost() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
-        let old = Db::open(&path, "old").await.unwrap();
+        let old = Db::open(&path, "old", None).await.unwrap();
         old.insert_vms(|_| (vec![vm("a")], ())).await.unwrap();
-        let new = Db::open(&path, "new").await.unwrap();
+        let new = Db::open(&path, "new", None).await.unwrap();
 
         let lost = old.change("id of a", 1, Change::Stopped { ending: "" }).await;
         assert!(matches!(lost, Err(DbError::Stale { .. })), "{lost:?}");
@@ -227,7 +234,7 @@ mod tests {
     #[tokio::test]
     async fn all_vms_of_an_insertion_exist_or_none() {
         let dir = tempfile::tempdir().unwrap();
-        let db = Db::open(&dir.path().join("db"), "owner").await.unwrap();
+        let db = Db::open(&dir.path().join("db"), "owner", None).await.unwrap();
         assert!(db.insert_vms(|_| (vec![vm("a"), vm("b"), vm("a")], ())).await.is_err());
         assert_eq!(db.vms().await.unwrap(), []);
         // And the connection is of use again.
@@ -238,9 +245,9 @@ mod tests {
     async fn a_newer_database_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
-        let db = Db::open(&path, "owner").await.unwrap();
+        let db = Db::open(&path, "owner", None).await.unwrap();
         sqlx::raw_sql("PRAGMA user_version = 2").execute(&db.durable).await.unwrap();
         db.close().await;
-        assert!(matches!(Db::open(&path, "owner").await, Err(DbError::Schema { found: 2 })));
+        assert!(matches!(Db::open(&path, "owner", None).await, Err(DbError::Schema { found: 2 })));
     }
 }

@@ -152,6 +152,14 @@ impl Db {
         Ok(unused)
     }
 
+    /// Whether VM `id` ever ran. After a power failure this may not know it any more.
+    pub(crate) async fn has_run(&self, id: &str) -> Result<bool, DbError> {
+        Ok(sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM events WHERE vm = ? AND kind = 'running')")
+            .bind(id)
+            .fetch_one(&self.read)
+            .await?)
+    }
+
     /// Every layer that a VM needs.
     pub(crate) async fn all_layers(&self) -> Result<Vec<String>, DbError> {
         Ok(sqlx::query_scalar("SELECT DISTINCT layer FROM layers").fetch_all(&self.read).await?)

@@ -2,10 +2,10 @@
 
 use super::error::{FleetError, cannot};
 use super::guest::identity;
-use super::{Fleet, blocking};
+use super::{Fleet, blocking, files};
 use crate::agent::{Agent, AgentError};
 use crate::db::{Change, Record};
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, MonitorError};
 use crate::paths;
 use crate::supervisor::{DIED, Process};
 use futures_util::future::join_all;
@@ -14,13 +14,16 @@ use pando_wire::api::State;
 use pando_wire::control::{Phase, Request, Status};
 use std::collections::HashSet;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// How long a monitor may take to say that it is there.
-const STATUS_LIMIT: Duration = Duration::from_secs(5);
+const STATUS_LIMIT: Duration = Duration::from_secs(2);
+/// Between two attempts to reach one that does not, at first and at last.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// How long the guest of a VM that was starting when the daemon ended may still take.
 const START_LIMIT: Duration = Duration::from_secs(120);
 
@@ -31,9 +34,15 @@ impl Fleet {
         let records = self.0.db.vms().await?;
         let ids: HashSet<_> = records.iter().map(|record| record.id.clone()).collect();
         let layers: HashSet<_> = self.0.db.all_layers().await?.into_iter().collect();
+        let images = self.0.db.images().await?.into_iter().map(|image| format!("{}.ext4", image.digest)).collect();
         let paths = self.0.paths.clone();
         blocking(move || {
-            let all = [(paths.all_vms(), &ids), (paths.all_sockets(), &ids), (paths.all_layers(), &layers)];
+            let all = [
+                (paths.all_vms(), &ids),
+                (paths.all_sockets(), &ids),
+                (paths.all_layers(), &layers),
+                (paths.images(), &images),
+            ];
             for (dir, known) in all {
                 for stray in strays(&dir, known)? {
                     tracing::info!(path = %stray.display(), "removing what belongs to no VM");
@@ -44,16 +53,53 @@ impl Fleet {
         })
         .await?;
         let running = records.into_iter().filter(|record| record.state != State::Stopped);
-        join_all(running.map(|record| self.adopt_vm(record))).await.into_iter().collect()
+        join_all(running.map(|record| self.settle(record))).await.into_iter().collect()
     }
 
-    async fn adopt_vm(&self, record: Record) -> Result<(), FleetError> {
-        let Record { id, epoch, .. } = &record;
-        let Some(status) = self.take_over(&record).await else {
-            self.0.supervisor.sweep(id).await;
-            self.0.db.change(id, *epoch, Change::Stopped { ending: DIED }).await?;
-            tracing::info!(vm = id, name = record.name, "its monitor is gone");
-            return Ok(());
+    /// Finds out about one VM, now or, where its monitor does not answer, in the background.
+    async fn settle(&self, record: Record) -> Result<(), FleetError> {
+        if !self.adopt_vm(&record).await? {
+            tracing::warn!(vm = record.id, name = record.name, "its monitor does not answer; it is asked again");
+            tokio::spawn(self.clone().ask_again(record.id));
+        }
+        Ok(())
+    }
+
+    /// Asks the monitor of VM `id` until it answers, or until that no longer matters.
+    async fn ask_again(self, id: String) {
+        let mut closing = self.0.closing.clone();
+        let mut pause = PAUSES.0;
+        loop {
+            tokio::select! {
+                () = sleep(pause) => (),
+                _ = closing.wait_for(|over| *over) => return,
+            }
+            pause = (pause * 2).min(PAUSES.1);
+            let _turn = self.0.turns.vm(&id).await;
+            let adopted = match self.0.db.vm(&id).await {
+                Ok(Some(record)) if record.state != State::Stopped => self.adopt_vm(&record).await,
+                Ok(_) => return, // It was killed or removed.
+                Err(error) => Err(error.into()),
+            };
+            match adopted {
+                Ok(true) => return,
+                Ok(false) => (),
+                Err(error) => tracing::error!(vm = id, error = error.in_one_line(), "cannot take it over"),
+            }
+        }
+    }
+
+    /// Takes over one VM, or puts away what is left of it. The answer is whether that was possible.
+    async fn adopt_vm(&self, record: &Record) -> Result<bool, FleetError> {
+        let Record { id, epoch, .. } = record;
+        let status = match self.take_over(record).await {
+            Found::Silent => return Ok(false),
+            Found::Gone => return self.put_away(record).await,
+            Found::Unborn => {
+                self.0.supervisor.end_unknown(id).await;
+                return self.put_away(record).await;
+            }
+            Found::Alive(status) => status,
         };
         tracing::info!(vm = id, name = record.name, pid = status.pid, "adopted");
         self.0.db.change(id, *epoch, Change::Monitored { pid: status.pid }).await?;
@@ -65,41 +111,60 @@ impl Fleet {
                 self.0.db.change(id, *epoch, Change::Resumed).await?;
             }
             (State::Starting, _) => {
-                tokio::spawn(self.clone().finish_start(record));
+                tokio::spawn(self.clone().finish_start(record.clone()));
             }
             // As it was.
             _ => (),
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Begins to look after the monitor of `record`. `None` when there is none; one that is there and does not answer
-    /// is ended.
-    async fn take_over(&self, record: &Record) -> Option<Status> {
-        let monitor = Monitor::connect(&self.0.paths.control_socket(&record.id)).ok()?;
-        let asked = async {
-            let status = monitor.status().await.ok()?;
-            if status.phase == Phase::Created {
-                // The earlier daemon died before it could tell this one what to be.
-                let _ = monitor.order(&Request::Kill).await;
-                return None;
-            }
-            let process = Process::hold(status.pid).ok()?;
-            let monitor = Arc::new(monitor);
-            monitor.send(&Request::Watch, &[]).await.ok()?;
-            self.0.supervisor.supervise(&record.id, record.epoch, process, monitor);
-            Some(status)
-        };
-        let status = timeout(STATUS_LIMIT, asked).await.ok().flatten();
-        if status.is_none()
-            && let Some(pid) = record.pid
-            // Somebody listens on its socket, so it lives, and its number is still its own.
-            && let Ok(process) = Process::hold(pid)
-        {
-            tracing::warn!(vm = record.id, pid, "its monitor does not answer and is killed");
-            process.kill();
+    /// Writes down the end of a VM whose monitor is gone. One that never ran and wrote nothing is removed: the daemon
+    /// died while it made it, so nobody was ever told of it, and it could not be started.
+    async fn put_away(&self, record: &Record) -> Result<bool, FleetError> {
+        let id = &record.id;
+        // Its socket is not all that a monitor is.
+        if let Err(error) = self.0.supervisor.evict(id).await {
+            tracing::error!(vm = id, %error, "its monitor cannot be ended");
+            return Ok(false);
         }
-        status
+        if record.state == State::Starting && !self.0.db.has_run(id).await? && !files::has_disk(&self.0.paths, id) {
+            tracing::info!(vm = id, name = record.name, "it never came to life and is removed");
+            self.erase(record).await?;
+            return Ok(true);
+        }
+        self.0.supervisor.sweep(id).await;
+        self.0.db.change(id, record.epoch, Change::Stopped { ending: DIED }).await?;
+        tracing::info!(vm = id, name = record.name, "its monitor is gone");
+        Ok(true)
+    }
+
+    /// Begins to look after the monitor of `record`, if it answers.
+    async fn take_over(&self, record: &Record) -> Found {
+        let monitor = match Monitor::connect(&self.0.paths.control_socket(&record.id)) {
+            Ok(monitor) => Arc::new(monitor),
+            // Nobody listens. Whatever else can be wrong (no descriptor left, a full queue) says nothing about it.
+            Err(MonitorError::Connect(error))
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+            {
+                return Found::Gone;
+            }
+            Err(_) => return Found::Silent,
+        };
+        let asked = async {
+            let status = monitor.status().await?;
+            if status.phase == Phase::Created {
+                return Ok(Found::Unborn);
+            }
+            monitor.send(&Request::Watch, &[]).await?;
+            let process = Process::hold(status.pid).map_err(MonitorError::Process)?;
+            self.0.supervisor.supervise(&record.id, record.epoch, process, Arc::clone(&monitor));
+            Ok::<_, MonitorError>(Found::Alive(status))
+        };
+        match timeout(STATUS_LIMIT, asked).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(_)) | Err(_) => Found::Silent,
+        }
     }
 
     /// Does what the earlier daemon would have done for a VM that it was starting when it ended.
@@ -110,7 +175,13 @@ impl Fleet {
             Agent::reach(&socket, &AgentRequest::Ping, START_LIMIT).await?;
             if record.parent.is_some() {
                 // It may not have been told yet that it is not its parent; to be told twice does no harm.
-                Agent::order(&socket, &AgentRequest::Adopt(identity(&record)), START_LIMIT).await?;
+                match Agent::order(&socket, &AgentRequest::Adopt(identity(&record)), START_LIMIT).await {
+                    // It knows who it is; what its hooks did not do is for its owner to see, in the child.
+                    Err(AgentError::Failed(failure)) => {
+                        tracing::warn!(vm = record.id, failure.message, "a hook failed")
+                    }
+                    told => drop(told?),
+                }
             }
             Ok::<_, AgentError>(())
         };
@@ -123,6 +194,18 @@ impl Fleet {
             tracing::error!(vm = record.id, %error, "cannot write down that it runs");
         }
     }
+}
+
+/// What became of a monitor.
+enum Found {
+    /// It runs, and is looked after.
+    Alive(Status),
+    /// It waits to be told what to be: the earlier daemon died before it could.
+    Unborn,
+    /// Nobody listens on its socket.
+    Gone,
+    /// It is there, and does not answer in time.
+    Silent,
 }
 
 /// The entries of `dir` that are not in `known`.

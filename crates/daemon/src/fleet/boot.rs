@@ -210,7 +210,6 @@ impl Fleet {
         let id = &record.id;
         if self.0.supervisor.kill(id).await.is_none() {
             self.0.supervisor.end_unknown(id).await;
-            self.0.supervisor.sweep(id).await;
         }
         if let Err(error) = self.erase(record).await {
             tracing::error!(vm = id, error = error.in_one_line(), "cannot remove a VM that did not start");

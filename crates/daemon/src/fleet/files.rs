@@ -2,6 +2,7 @@
 
 use super::error::{FleetError, cannot};
 use crate::paths::{Paths, create_private, remove};
+use crate::supervisor::lock;
 use pando_disk::{DATA_FILE, JOURNAL_FILE};
 use pando_wire::control::Listener;
 use std::fs::File;
@@ -61,6 +62,8 @@ impl Own {
         };
         let layer = paths.layer(id);
         let data = open(&layer.join(DATA_FILE), layer_options)?;
+        // It goes to the monitor with the file: two of them can never write one layer.
+        lock(&data).map_err(cannot(format!("lock {}", layer.join(DATA_FILE).display())))?;
         let journal = open(&layer.join(JOURNAL_FILE), layer_options)?;
         let console = open(&paths.console(id), File::options().append(true).create(true))?;
 
@@ -116,6 +119,12 @@ pub(super) fn descriptors<'a>(shared: &'a Shared, own: &'a Own, boot: Option<&'a
     }
     all.extend(shared.journals.iter().map(AsFd::as_fd));
     all
+}
+
+/// Whether the layer that VM `id` writes holds anything yet: its journal is begun, and there are blocks in it.
+pub(super) fn has_disk(paths: &Paths, id: &str) -> bool {
+    let holds = |name: &str| paths.layer(id).join(name).metadata().is_ok_and(|found| found.len() > 0);
+    holds(DATA_FILE) && holds(JOURNAL_FILE)
 }
 
 /// Makes the names of a new VM's layer durable. Not part of the creation, because it waits for the disk and a fork does

@@ -41,7 +41,10 @@ impl Fleet {
             return Err(wrong_state(&record, wanted));
         }
         self.order(&record, wanted, request).await?;
-        self.0.db.change(&id, record.epoch, change).await?;
+        if !self.0.db.change(&id, record.epoch, change).await? {
+            // It ended just then.
+            return Err(wrong_state(&self.find(&id).await?, wanted));
+        }
         self.get(&id).await
     }
 
@@ -79,9 +82,26 @@ impl Fleet {
     pub(crate) async fn kill(&self, name: &str) -> Result<Vm, FleetError> {
         let record = self.find(name).await?;
         if self.0.supervisor.kill(&record.id).await.is_none() {
-            return Err(wrong_state(&self.find(&record.id).await?, "kill"));
+            self.kill_silent(&record.id).await?;
         }
         self.get(&record.id).await
+    }
+
+    /// Ends a VM whose monitor does not answer, and which therefore nobody looks after.
+    async fn kill_silent(&self, id: &str) -> Result<(), FleetError> {
+        let record = self.find(id).await?;
+        let Ok(_turn) = timeout(Duration::from_secs(1), self.0.turns.vm(id)).await else {
+            return Err(wrong_state(&record, "kill"));
+        };
+        let record = self.find(id).await?;
+        let is_silent = record.state != State::Stopped && self.0.supervisor.live(id).is_none();
+        if !is_silent {
+            return Err(wrong_state(&record, "kill"));
+        }
+        self.0.supervisor.evict(id).await.map_err(cannot(format!("end {}", record.name)))?;
+        self.0.supervisor.sweep(id).await;
+        self.0.db.change(id, record.epoch, Change::Stopped { ending: "killed" }).await?;
+        Ok(())
     }
 
     /// Removes a VM: a stopped one, or with `force` any. The layers of its disk stay while a descendant needs them.
@@ -114,12 +134,14 @@ impl Fleet {
 
     /// Removes what there is of a VM that does not run.
     pub(super) async fn erase(&self, record: &Record) -> Result<(), FleetError> {
+        self.0.supervisor.evict(&record.id).await.map_err(cannot(format!("end {}", record.name)))?;
+        self.0.supervisor.sweep(&record.id).await;
         let unused = self.0.db.remove_vm(&record.id, record.epoch, &record.name).await?;
         self.0.lessons.forget(&record.id);
         let (paths, id) = (self.0.paths.clone(), record.id.clone());
         blocking(move || {
             let layers = unused.iter().map(|layer| paths.layer(layer));
-            for dir in [paths.vm(&id), paths.sockets(&id)].into_iter().chain(layers) {
+            for dir in [paths.vm(&id)].into_iter().chain(layers) {
                 paths::remove(&dir).map_err(cannot(format!("remove {}", dir.display())))?;
             }
             Ok(())

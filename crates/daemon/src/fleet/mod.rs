@@ -56,21 +56,30 @@ struct Inner {
     turns: Turns,
     lessons: Lessons,
     shutdown: watch::Receiver<bool>,
+    closing: watch::Receiver<bool>,
 }
 
 impl Fleet {
-    /// The fleet that `db` tells of. Call [`Fleet::adopt`] before anything else.
-    pub(crate) fn new(config: &Config, paths: Paths, db: Db, shutdown: watch::Receiver<bool>) -> Self {
+    /// The fleet that `db` tells of. Call [`Fleet::adopt`] before anything else. `shutdown` becomes true when the daemon
+    /// is told to end, `closing` when it has answered all that it was asked before.
+    pub(crate) fn new(
+        config: &Config,
+        paths: Paths,
+        db: Db,
+        shutdown: watch::Receiver<bool>,
+        closing: watch::Receiver<bool>,
+    ) -> Self {
         Self(Arc::new(Inner {
             monitor: config.monitor.clone(),
             kvm: config.kvm.clone(),
-            supervisor: Arc::new(Supervisor::new(db.clone(), paths.clone(), shutdown.clone())),
+            supervisor: Arc::new(Supervisor::new(db.clone(), paths.clone(), closing.clone())),
             paths,
             db,
             guests: Guests::default(),
             turns: Turns::default(),
             lessons: Lessons::default(),
             shutdown,
+            closing,
         }))
     }
 

@@ -4,9 +4,11 @@
 //! within a second of its end, however it ended.*
 
 mod cgroup; // a control group per VM
+mod holder; // who writes a disk
 mod process; // a process that is perhaps not our child
 mod spawn; // starting a monitor
 
+pub(crate) use holder::lock;
 use process::FORCED_LIMIT;
 pub(crate) use process::Process;
 pub(crate) use spawn::spawn;
@@ -17,13 +19,17 @@ use crate::paths::{self, Paths};
 use cgroup::Cgroups;
 use pando_wire::control::{Ending, Request, Response};
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// How long a monitor that was told to end may take until it is forced to.
 const KILL_LIMIT: Duration = Duration::from_secs(1);
+
+/// How often it is tried to find and end whoever writes a disk.
+const EVICTIONS: usize = 10;
 
 /// Said of a VM whose monitor went without a word.
 pub(crate) const DIED: &str = "monitor died";
@@ -35,8 +41,8 @@ pub(crate) struct Supervisor {
     paths: Paths,
     cgroups: Option<Cgroups>,
     live: Mutex<HashMap<String, Arc<Live>>>,
-    /// Becomes true when the daemon ends, and then nobody touches anything any more.
-    shutdown: watch::Receiver<bool>,
+    /// Becomes true when the last request was answered, and then nobody touches anything any more.
+    closing: watch::Receiver<bool>,
 }
 
 /// One monitor that runs.
@@ -64,8 +70,8 @@ impl Live {
 }
 
 impl Supervisor {
-    pub(crate) fn new(db: Db, paths: Paths, shutdown: watch::Receiver<bool>) -> Self {
-        Self { db, paths, cgroups: Cgroups::find(), live: Mutex::default(), shutdown }
+    pub(crate) fn new(db: Db, paths: Paths, closing: watch::Receiver<bool>) -> Self {
+        Self { db, paths, cgroups: Cgroups::find(), live: Mutex::default(), closing }
     }
 
     /// The monitor of VM `id`, if it runs.
@@ -91,11 +97,11 @@ impl Supervisor {
         let (answer, answered) = oneshot::channel();
         let (supervisor, id, watched) = (Arc::clone(self), id.to_owned(), Arc::clone(&live));
         tokio::spawn(async move {
-            let mut shutdown = supervisor.shutdown.clone();
+            let mut closing = supervisor.closing.clone();
             let ending = tokio::select! {
                 ending = end(&monitor, &watched.process, answer) => ending,
                 // The VM outlives this daemon.
-                _ = shutdown.wait_for(|over| *over) => return,
+                _ = closing.wait_for(|over| *over) => return,
             };
             supervisor.put_away(&id, epoch, &watched, ending).await;
         });
@@ -135,6 +141,37 @@ impl Supervisor {
         if let Ok(process) = Process::hold(pid) {
             process.end(id).await;
         }
+    }
+
+    /// Ends whoever still writes the disk of VM `id`: a monitor that cannot be reached any more.
+    ///
+    /// # Errors
+    ///
+    /// Fails where it cannot be told who that is, or where they cannot be ended.
+    pub(crate) async fn evict(&self, id: &str) -> io::Result<()> {
+        for _ in 0..EVICTIONS {
+            let path = self.paths.layer_data(id);
+            if !blocking(move || holder::is_held(&path)).await? {
+                return Ok(());
+            }
+            let find = || {
+                let path = self.paths.layer_data(id);
+                blocking(move || holder::holders(&path))
+            };
+            for pid in find().await? {
+                // It may have ended meanwhile.
+                let Ok(process) = Process::hold(pid) else { continue };
+                // The number may have come to mean another one before it was held.
+                if find().await?.contains(&pid) {
+                    tracing::warn!(vm = id, pid, "a monitor that nobody looks after is ended");
+                    process.kill();
+                    process.end(id).await;
+                }
+            }
+            // A process that is just ending, or one that is just being forked.
+            sleep(Duration::from_millis(100)).await;
+        }
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, "a process that cannot be found writes its disk"))
     }
 
     /// Puts away what a VM that no longer runs has left, if it has.
@@ -205,6 +242,11 @@ async fn end(monitor: &Monitor, process: &Process, answer: oneshot::Sender<Respo
         Some(Ending::Crashed(how)) => format!("crashed: {how}"),
         None => DIED.into(),
     }
+}
+
+/// Runs what blocks in a thread that may.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 async fn gone(process: &Process) {

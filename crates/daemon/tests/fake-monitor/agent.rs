@@ -40,8 +40,10 @@ fn answer(monitor: &Monitor, mut stream: UnixStream) -> Option<()> {
         Request::HeartbeatStop => say(Reply::Gap { longest_us: 42, beats: 1 }),
         Request::PowerOff => {
             say(Reply::Done)?;
-            if monitor.name == "stubborn" {
-                return None;
+            match monitor.name.as_str() {
+                "stubborn" => return None,
+                "sluggish" => std::thread::sleep(std::time::Duration::from_secs(2)),
+                _ => (),
             }
             monitor.end(Ending::PowerOff)
         }

@@ -95,7 +95,11 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
     data.write_all_at(b"blocks", 0).unwrap();
     journal.write_all_at(b"journal", 0).unwrap();
 
-    monitor.state.lock().unwrap().phase = Phase::Running;
+    {
+        let mut state = monitor.state.lock().unwrap();
+        state.phase = Phase::Running;
+        state.disk = Some(data); // Its lock is held as long as it is open.
+    }
     if monitor.name.starts_with("no-boot") {
         writeln!(console, "Kernel panic - not syncing: no root").unwrap();
         let monitor = Arc::clone(monitor);

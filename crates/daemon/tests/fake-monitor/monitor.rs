@@ -7,6 +7,7 @@ mod agent; // the guest's side
 mod control; // the monitor's side
 
 use pando_wire::control::{Connection, Ending, Listener, Phase, Response, WorkingSet};
+use std::fs::File;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
@@ -20,6 +21,7 @@ struct Monitor {
 struct State {
     phase: Phase,
     watching: Vec<Connection>,
+    disk: Option<File>,
     expected: WorkingSet,
     /// How often it was asked what it has written.
     touched: u32,
@@ -60,6 +62,7 @@ fn serve(name: &str) {
         state: Mutex::new(State {
             phase: Phase::Created,
             watching: Vec::new(),
+            disk: None,
             expected: WorkingSet::default(),
             touched: 0,
         }),

@@ -45,7 +45,18 @@ impl Daemon {
         let until = async { drop(stopped.await) };
         let task = tokio::spawn(serve_until(self.config.clone(), until));
         self.running = Some(Running { stop, task });
-        eventually("the daemon listens", async || UnixStream::connect(&self.config.socket).await.is_ok()).await;
+        self.wait().await;
+    }
+
+    /// A daemon whose process is another one, which starts with [`Daemon::start_again`] if it shall be this one.
+    pub(crate) fn elsewhere() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { config: config(dir.path()), dir, running: None }
+    }
+
+    /// Waits until it answers: it listens before it has taken over the VMs of the one before.
+    pub(crate) async fn wait(&self) {
+        eventually("the daemon answers", async || self.attempt(Method::GET, "/version", Value::Null).await).await;
     }
 
     /// Ends it, as SIGTERM does.
@@ -70,6 +81,16 @@ impl Daemon {
         let request =
             Request::builder().method(method).uri(path).header("host", "pando").body(Full::new(body)).unwrap();
         self.connect().await.send_request(request).await.unwrap()
+    }
+
+    /// Asks a daemon that may be killed meanwhile. Whether there was an answer.
+    pub(crate) async fn attempt(&self, method: Method, path: &str, body: Value) -> bool {
+        let Ok(stream) = UnixStream::connect(&self.config.socket).await else { return false };
+        let Ok((mut sender, connection)) = handshake(TokioIo::new(stream)).await else { return false };
+        tokio::spawn(connection);
+        let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
+        let request = Request::builder().method(method).uri(path).header("host", "pando").body(Full::new(body));
+        sender.send_request(request.unwrap()).await.is_ok()
     }
 
     pub(crate) async fn call(&self, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
@@ -203,6 +224,10 @@ pub(crate) fn exists(pid: u32) -> bool {
 }
 
 pub(crate) fn signal_kill(pid: u32) {
+    signal(pid, rustix::process::Signal::KILL);
+}
+
+pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
 }

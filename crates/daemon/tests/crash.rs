@@ -1,0 +1,107 @@
+//! A daemon that is killed in the middle of something, and the next one.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod support;
+
+use hyper::Method;
+use pando_daemon::serve;
+use pando_wire::api::{State, Vm};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+use support::{Daemon, config, eventually, signal_kill};
+
+/// Where the daemon of [`a_daemon_to_be_killed`] has its things.
+const DIR: &str = "PANDO_TEST_DIR";
+/// How often a daemon is killed.
+const KILLS: u32 = 40;
+
+#[tokio::test]
+async fn wherever_a_daemon_is_killed_the_next_one_has_only_vms_that_run_or_start() {
+    let mut daemon = Daemon::elsewhere();
+    let kernel = daemon.path().join("kernel");
+    std::fs::write(&kernel, "no kernel").unwrap();
+    let mut process = start(daemon.path());
+    daemon.wait().await;
+    let image = daemon.image().await;
+
+    let work = async |parent: &str| {
+        let run = json!({"name": parent, "image": image, "kernel": kernel});
+        daemon.attempt(Method::POST, "/vms", run).await;
+        let children: Vec<_> = (0..4).map(|child| json!({"name": format!("{parent}.{child}")})).collect();
+        daemon.attempt(Method::POST, &format!("/vms/{parent}/fork"), json!({"children": children})).await;
+        daemon.attempt(Method::DELETE, &format!("/vms/{parent}?force=true"), Value::Null).await;
+        daemon.attempt(Method::DELETE, &format!("/vms/{parent}.1?force=true"), Value::Null).await;
+    };
+    work("warm").await;
+    let begun = Instant::now();
+    work("whole").await;
+    let whole = begun.elapsed();
+    for round in 0..KILLS {
+        let parent = format!("p{round}");
+        // Spread over all of it, in an order that does not matter.
+        let moment = whole * (round * 17 % KILLS) / KILLS;
+        let _ = tokio::time::timeout(moment, work(&parent)).await;
+        signal_kill(process.id());
+        process.wait().unwrap();
+        process = start(daemon.path());
+        daemon.wait().await;
+    }
+    signal_kill(process.id());
+    process.wait().unwrap();
+    daemon.start_again().await;
+
+    let all = async || serde_json::from_value::<Vec<Vm>>(daemon.get("/vms").await.1).unwrap();
+    eventually("what was starting has started", async || all().await.iter().all(|vm| vm.state != State::Starting))
+        .await;
+    let vms = all().await;
+    assert!(!vms.is_empty());
+    println!("{} VMs, {} stopped", vms.len(), vms.iter().filter(|vm| vm.state == State::Stopped).count());
+    for vm in &vms {
+        if vm.state == State::Stopped {
+            let (status, answer) = daemon.post(&format!("/vms/{}/start", vm.id), Value::Null).await;
+            assert_eq!(status, 200, "{}: {answer}", vm.name);
+        }
+        let (status, answer) = daemon.post(&format!("/vms/{}/exec", vm.id), json!({"argv": ["echo"]})).await;
+        assert_eq!(status, 200, "{}: {answer}", vm.name);
+    }
+    let of_vms = vms.len();
+    eventually("nobody else lives", async || living(daemon.path()) == of_vms).await;
+    for vm in vms {
+        assert_eq!(daemon.delete(&format!("/vms/{}?force=true", vm.id)).await.0, 204);
+    }
+    assert_eq!(living(daemon.path()), 0);
+    for dir in ["state/vms", "state/layers", "run/vms"] {
+        assert_eq!(std::fs::read_dir(daemon.path().join(dir)).unwrap().count(), 0, "{dir}");
+    }
+}
+
+/// No promise of its own: the process that the other test kills.
+#[tokio::test]
+#[ignore = "runs until it is killed"]
+async fn a_daemon_to_be_killed() {
+    let dir = std::env::var_os(DIR).unwrap();
+    serve(config(Path::new(&dir))).await.unwrap();
+}
+
+fn start(dir: &Path) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["a_daemon_to_be_killed", "--exact", "--ignored"])
+        .env(DIR, dir)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// How many monitors there are that were started for a daemon in `dir`, without those that are dead: each has its log
+/// there, or its ancestor's.
+fn living(dir: &Path) -> usize {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let logs = all.filter_map(|process| {
+        let name = std::fs::read_to_string(process.path().join("comm")).ok()?;
+        (name == "fake-monitor\n").then(|| std::fs::read_link(process.path().join("fd/2")).ok())?
+    });
+    logs.filter(|log| log.starts_with(dir)).count()
+}
