@@ -7,6 +7,8 @@ use common::{Pages, assert_memory, checkpoint, files, numbered, page, publish, t
 use pando_store::{CheckpointError, Kind, PAGE_BYTES, Page, ReadError, Store, Tuning, WriteError};
 use proptest::collection::btree_map;
 use proptest::prelude::*;
+use std::fs;
+use std::time::Duration;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 48 } else { 256 }))]
@@ -118,6 +120,43 @@ fn a_layer_that_is_there_is_reused_without_its_pages() {
     writer.publish(&checkpoint("second", Some(memory), &[])).unwrap();
     store.remove("first").unwrap();
     assert_memory(&store, "second", 100, &pages);
+}
+
+/// Two layers of a writer have a chunk in common. The thread of the one is still compressing it when the other, which has
+/// passed it over, is done: published then, a checkpoint would name a chunk that is nowhere.
+#[test]
+fn a_checkpoint_waits_for_chunks_that_another_layer_of_its_writer_has_begun() {
+    for is_dropped in [false, true] {
+        let directory = temporary();
+        let store = Store::create(directory.path()).unwrap();
+        // A level at which a chunk takes its time.
+        let writer = store.writer_with(Tuning { chunk_pages: 64, level: 22, ..Tuning::default() }).unwrap();
+        let both = numbered(64, 1);
+        let mut slow = writer.layer(Kind::Memory, 256).unwrap();
+        for (at, number) in (0..256).zip((1..=64).chain(1001..)) {
+            slow.write(at, &page(number)).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+        let slow = (!is_dropped).then_some(slow);
+        let quick = write(&writer, Kind::Memory, 64, &both).unwrap();
+        writer.publish(&checkpoint("quick", Some(quick), &[])).unwrap();
+        assert_memory(&Store::open(directory.path()).unwrap(), "quick", 64, &both);
+        drop(slow);
+    }
+}
+
+#[test]
+fn a_layer_of_which_a_pack_is_missing_is_not_published_again() {
+    let directory = temporary();
+    let store = Store::create(directory.path()).unwrap();
+    publish(&store, "first", 100, &numbered(100, 1)).unwrap();
+    let memory = store.checkpoint("first").unwrap().memory.unwrap();
+    let writer = store.writer().unwrap();
+    writer.reuse(memory).unwrap();
+    fs::remove_file(&files(directory.path(), "packs")[0]).unwrap();
+    let refused = writer.publish(&checkpoint("second", Some(memory), &[])).unwrap_err();
+    assert!(matches!(refused, WriteError::MissingChunk { layer, .. } if layer == memory), "{refused}");
+    assert_eq!(store.checkpoints().unwrap(), ["first"]);
 }
 
 #[test]

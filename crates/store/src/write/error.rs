@@ -1,7 +1,7 @@
 //! What can go wrong while a checkpoint is written.
 
 use crate::format::{FormatError, NameError};
-use crate::id::ManifestId;
+use crate::id::{ChunkId, ManifestId};
 use crate::local::FileError;
 use std::io;
 
@@ -35,6 +35,14 @@ pub enum WriteError {
     /// It names a layer that this writer neither wrote nor reused.
     #[error("layer {0} is not in the store")]
     NoLayer(ManifestId),
+    /// A layer that was reused names a chunk that is nowhere.
+    #[error("chunk {chunk} of layer {layer} is not in the store")]
+    MissingChunk {
+        /// Which chunk.
+        chunk: ChunkId,
+        /// The layer that needs it.
+        layer: ManifestId,
+    },
     /// A thread cannot be started.
     #[error("cannot start a thread to compress pages")]
     Thread(#[source] io::Error),

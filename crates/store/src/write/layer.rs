@@ -2,7 +2,6 @@
 
 use super::compress::Job;
 use super::error::WriteError;
-use super::progress::Progress;
 use super::shared::lock;
 use super::writer::Writer;
 use crate::format::{Kind, MAX_PAGES, Manifest, PAGE_BYTES, Span};
@@ -42,7 +41,6 @@ pub struct LayerWriter<'w> {
     bytes: Vec<u8>,
     handed_over: usize,
     collected: Arc<Collected>,
-    jobs_in_flight: Arc<Progress>,
 }
 
 impl<'w> LayerWriter<'w> {
@@ -60,7 +58,6 @@ impl<'w> LayerWriter<'w> {
             bytes: writer.shared.buffer(),
             handed_over: 0,
             collected: Arc::default(),
-            jobs_in_flight: Arc::default(),
         })
     }
 
@@ -96,7 +93,7 @@ impl<'w> LayerWriter<'w> {
     pub fn finish(mut self) -> Result<ManifestId, WriteError> {
         self.end_piece();
         self.hand_over()?;
-        self.jobs_in_flight.wait();
+        self.writer.shared.jobs_in_flight.wait();
         self.writer.shared.check()?;
         let spans = mem::take(&mut *lock(&self.collected.spans));
         if spans.len() != self.handed_over {
@@ -151,7 +148,8 @@ impl<'w> LayerWriter<'w> {
         let bytes = mem::replace(&mut self.bytes, self.writer.shared.buffer());
         let pieces = mem::take(&mut self.pieces);
         self.handed_over += pieces.len();
-        let job = Job { bytes, pieces, layer: self.collected.clone(), _ticket: self.jobs_in_flight.ticket() };
+        let job =
+            Job { bytes, pieces, layer: self.collected.clone(), _ticket: self.writer.shared.jobs_in_flight.ticket() };
         self.writer.give(job)
     }
 }

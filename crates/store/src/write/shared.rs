@@ -25,6 +25,8 @@ pub(super) struct Shared {
     pub(super) tuning: Tuning,
     /// Chunks that this writer has stored, or found, or is about to.
     claimed: Mutex<HashSet<ChunkId>>,
+    /// Of all layers: a layer may pass over a chunk because a job of another one has it.
+    pub(super) jobs_in_flight: Arc<Progress>,
     open_pack: Mutex<PackBuilder>,
     packs_in_flight: Arc<Progress>,
     /// Buffers to be used again.
@@ -41,6 +43,7 @@ impl Shared {
             lease,
             tuning,
             claimed: Mutex::default(),
+            jobs_in_flight: Arc::default(),
             open_pack: Mutex::default(),
             packs_in_flight: Arc::default(),
             spare: Mutex::default(),
@@ -60,25 +63,30 @@ impl Shared {
         let full = {
             let mut open = lock(&self.open_pack);
             open.push(id, stored, raw_len);
-            (open.file_len() >= self.tuning.pack_bytes).then(|| mem::take(&mut *open))
+            (open.file_len() >= self.tuning.pack_bytes).then(|| self.close(&mut open))
         };
-        if let Some(pack) = full {
-            self.hand_on(pack, packs);
-        }
+        self.hand_on(full, packs);
     }
 
-    /// Hands on the open pack, full or not.
+    /// Hands on the open pack, full or not, and waits until all packs that have been begun are in the store.
     pub(super) fn flush(&self, packs: &SyncSender<Full>) {
-        let pack = mem::take(&mut *lock(&self.open_pack));
-        if !pack.is_empty() {
-            self.hand_on(pack, packs);
-        }
+        let full = {
+            let mut open = lock(&self.open_pack);
+            (!open.is_empty()).then(|| self.close(&mut open))
+        };
+        self.hand_on(full, packs);
         self.packs_in_flight.wait();
     }
 
-    fn hand_on(&self, pack: PackBuilder, packs: &SyncSender<Full>) {
-        let full = Full { pack, _ticket: self.packs_in_flight.ticket() };
-        if packs.send(full).is_err() {
+    /// Takes the open pack. From here on, and without a gap, it is in flight.
+    fn close(&self, open: &mut PackBuilder) -> Full {
+        Full { pack: mem::take(open), _ticket: self.packs_in_flight.ticket() }
+    }
+
+    fn hand_on(&self, full: Option<Full>, packs: &SyncSender<Full>) {
+        if let Some(full) = full
+            && packs.send(full).is_err()
+        {
             self.fail(WriteError::Stopped); // Its thread panicked.
         }
     }

@@ -10,6 +10,7 @@ use crate::id::{ManifestId, PackId};
 use crate::local::{Lease, sync_directory};
 use crate::store::Store;
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -33,6 +34,13 @@ pub struct Writer {
     threads: Vec<JoinHandle<()>>,
 }
 
+/// Starts a thread of this name.
+type Spawn<'s> = &'s mut dyn FnMut(&str, Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>>;
+
+fn spawn(name: &str, body: Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(body)
+}
+
 struct Layer {
     manifest: Manifest,
     is_placed: bool,
@@ -50,12 +58,12 @@ impl Store {
         let inner = self.inner.clone();
         let lease = Lease::take(&inner.directory)?;
         inner.index_mut().refresh(&inner.directory)?;
-        Writer::start(Shared::new(inner, lease, tuning))
+        Writer::start(Shared::new(inner, lease, tuning), &mut spawn)
     }
 }
 
 impl Writer {
-    fn start(shared: Shared) -> Result<Self, WriteError> {
+    fn start(shared: Shared, spawn: Spawn<'_>) -> Result<Self, WriteError> {
         let shared = Arc::new(shared);
         let (jobs, waiting_jobs) = sync_channel(WAITING_JOBS);
         let (packs, waiting_packs) = sync_channel(WAITING_PACKS);
@@ -63,25 +71,26 @@ impl Writer {
             shared: shared.clone(),
             layers: Mutex::default(),
             jobs: Some(jobs),
-            packs: Some(packs.clone()),
+            packs: Some(packs),
             threads: Vec::new(),
         };
         let waiting_jobs = Arc::new(Mutex::new(waiting_jobs));
         for _ in 0..shared.tuning.threads {
-            let (shared, jobs, packs) = (shared.clone(), waiting_jobs.clone(), packs.clone());
-            writer.spawn("store-compress", move || work(&shared, &jobs, &packs))?;
+            // No sender outlives the writer here: if the next thread does not start, those before are to end.
+            let Some(packs) = writer.packs.clone() else { break };
+            let (shared, jobs) = (shared.clone(), waiting_jobs.clone());
+            writer.add(spawn("store-compress", Box::new(move || work(&shared, &jobs, &packs))))?;
         }
         let waiting_packs = Arc::new(Mutex::new(waiting_packs));
         for _ in 0..DISK_THREADS {
             let (shared, packs) = (shared.clone(), waiting_packs.clone());
-            writer.spawn("store-write", move || shared.write_packs(&packs))?;
+            writer.add(spawn("store-write", Box::new(move || shared.write_packs(&packs))))?;
         }
         Ok(writer)
     }
 
-    fn spawn(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), WriteError> {
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(WriteError::Thread)?;
-        self.threads.push(thread);
+    fn add(&mut self, thread: io::Result<JoinHandle<()>>) -> Result<(), WriteError> {
+        self.threads.push(thread.map_err(WriteError::Thread)?);
         Ok(())
     }
 
@@ -128,7 +137,7 @@ impl Writer {
         Ok(sync_directory(&self.shared.store.directory.checkpoints())?)
     }
 
-    /// Writes the manifests that the checkpoint names, and returns the packs that these name.
+    /// Writes the manifests that the checkpoint names, and returns the packs that these need, each of which stays.
     fn place_layers(&self, checkpoint: &Checkpoint) -> Result<Vec<PackId>, WriteError> {
         let mut layers = lock(&self.layers);
         let mut packs = BTreeSet::new();
@@ -140,9 +149,10 @@ impl Writer {
                 self.shared.new_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 layer.is_placed = true;
             }
-            let index = self.shared.store.index();
-            let chunks = layer.manifest.spans().iter().filter_map(|span| span.chunk);
-            packs.extend(chunks.filter_map(|chunk| index.find(&chunk)).map(|place| place.pack));
+            for chunk in layer.manifest.spans().iter().filter_map(|span| span.chunk) {
+                let place = self.shared.store.pin_chunk(&self.shared.lease, &chunk)?;
+                packs.insert(place.ok_or(WriteError::MissingChunk { chunk, layer: id })?.pack);
+            }
         }
         Ok(packs.into_iter().collect())
     }
@@ -164,5 +174,26 @@ impl Drop for Writer {
         (self.jobs, self.packs) = (None, None);
         // A thread that panicked has said so, and its lease goes with the last reference to `shared`.
         self.threads.drain(..).for_each(|thread| drop(thread.join()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_does_not_start_is_an_error_and_ends_those_that_did() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::create(directory.path()).unwrap();
+        for fine in 0..Tuning::default().threads + DISK_THREADS {
+            let mut left = fine;
+            let mut limited = |name: &str, body: Box<dyn FnOnce() + Send>| {
+                left = left.checked_sub(1).ok_or(io::ErrorKind::WouldBlock)?;
+                spawn(name, body)
+            };
+            let lease = Lease::take(&store.inner.directory).unwrap();
+            let shared = Shared::new(store.inner.clone(), lease, Tuning::default());
+            assert!(matches!(Writer::start(shared, &mut limited), Err(WriteError::Thread(_))));
+        }
     }
 }
