@@ -12,6 +12,7 @@
 use crate::{
     agent::AGENT,
     cpio::Cpio,
+    durable,
     kernel::Kernel,
     modules::{self, ModulesError},
 };
@@ -68,7 +69,8 @@ pub fn base(kernel: &Kernel) -> Result<Vec<u8>, InitramfsError> {
 
 /// As [`base`], made once for each kernel and build of the agent, and kept in `cache_dir`.
 ///
-/// Several processes may do this at once: each writes a file of its own and renames it, and all files are equal.
+/// Several processes may do this at once: each writes a file of its own and renames it, and all files are equal. What has
+/// its name is whole, also after a power cut.
 pub fn cached_base(kernel: &Kernel, cache_dir: &Path) -> Result<Vec<u8>, InitramfsError> {
     let mut key = blake3::Hasher::new();
     key.update(kernel.id.as_bytes());
@@ -83,7 +85,7 @@ pub fn cached_base(kernel: &Kernel, cache_dir: &Path) -> Result<Vec<u8>, Initram
         fs::create_dir_all(&directory)?;
         let temporary = directory.join(format!(".{}.{:p}", std::process::id(), &bytes));
         fs::write(&temporary, &bytes)?;
-        fs::rename(&temporary, &path)
+        durable::rename(&temporary, &path)
     };
     keep().map_err(|source| InitramfsError::Cache { path: path.clone(), source })?;
     Ok(bytes)

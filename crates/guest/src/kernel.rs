@@ -8,7 +8,10 @@
 //! <cache>/kernel/<package>/lib/modules/<version>/
 //! ```
 
-use crate::apt::{self, Apt};
+use crate::{
+    apt::{self, Apt},
+    durable,
+};
 use std::{
     fs::{self, File},
     io,
@@ -93,7 +96,7 @@ impl Kernel {
             // Whoever held the lock before us may have died: what it left is not complete, and has another name.
             let temporary = cache.join(format!("{package}.partial"));
             download(package, &temporary, progress)?;
-            fs::rename(temporary.join("tree"), &tree)
+            durable::rename(&temporary.join("tree"), &tree)
                 .map_err(|source| KernelError::Io { path: tree.clone(), source })?;
             // The archive is not needed any more, and what remains of it harms nobody.
             let _ = fs::remove_dir_all(&temporary);
@@ -128,6 +131,11 @@ impl Kernel {
         };
         // The drivers of a kernel that is being worked on change with its image.
         Ok(Self { image, modules, version, id: format!("file {digest}") })
+    }
+
+    /// Whether `package` is in `cache_dir`, so that nothing has to be downloaded.
+    pub fn is_cached(package: &str, cache_dir: &Path) -> bool {
+        cache_dir.join("kernel").join(package).is_dir()
     }
 
     fn in_tree(tree: &Path) -> Result<Self, KernelError> {

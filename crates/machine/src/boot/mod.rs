@@ -4,6 +4,7 @@ use crate::initramfs::Archive;
 use crate::kernel::{HostKernel, KernelError};
 use crate::shell::quote;
 use crate::tools::{self, ToolError};
+use pando_guest::durable;
 use std::ffi::OsStr;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -126,7 +127,7 @@ fn modules(kernel: &HostKernel, cache_dir: &Path, progress: &mut dyn FnMut(&str)
     fs::create_dir_all(&folder).map_err(failed)?;
     let file = tempfile::NamedTempFile::new_in(&folder).map_err(failed)?;
     fs::write(file.path(), &bytes).map_err(failed)?;
-    file.persist(&path).map_err(|error| failed(error.error))?;
+    durable::rename(file.path(), &path).map_err(failed)?;
     Ok(bytes)
 }
 

@@ -65,7 +65,8 @@ impl HostKernel {
         let Some(modules) = modules else {
             return Err(KernelError::NoModules { image });
         };
-        if !modules.join("modules.dep").is_file() {
+        // Empty is what a power cut makes of a new one.
+        if !modules.join("modules.dep").metadata().is_ok_and(|index| index.len() > 0) {
             // `<tree>/lib/modules/<version>`: the index names everything from `<tree>` on.
             let tree = modules.ancestors().nth(3).unwrap_or(Path::new("/"));
             let index = [Path::new("-b"), tree, Path::new(&version)];
