@@ -110,6 +110,10 @@ impl Kernel {
     pub fn from_path(file: &Path) -> Result<Self, KernelError> {
         let wrong = |source| KernelError::Io { path: file.to_owned(), source };
         let image = file.canonicalize().map_err(wrong)?;
+        // A pipe would be waited for, and a device read, for ever.
+        if !image.metadata().map_err(wrong)?.is_file() {
+            return Err(wrong(io::Error::new(io::ErrorKind::InvalidInput, "it is no file")));
+        }
         let mut hasher = blake3::Hasher::new();
         hasher.update_reader(File::open(&image).map_err(wrong)?).map_err(wrong)?;
         let digest = hasher.finalize().to_hex();
@@ -273,6 +277,17 @@ mod tests {
         let two = Kernel::from_path(&image).unwrap();
         assert_eq!((one.modules, one.version.as_str()), (None, "vmlinux"));
         assert_ne!(one.id, two.id);
+    }
+
+    #[test]
+    fn what_would_never_end_is_no_kernel() {
+        let disk = tempfile::tempdir().unwrap();
+        let pipe = disk.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        for path in [&pipe, Path::new("/dev/zero"), disk.path()] {
+            let error = Kernel::from_path(path).unwrap_err();
+            assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "it is no file", "{error}");
+        }
     }
 
     #[test]
