@@ -1,8 +1,9 @@
 //! Programs of this computer, and the Debian packages that they come from.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// A program, and the Debian package that has it.
@@ -32,6 +33,12 @@ pub enum ToolError {
         /// Debian's package.
         package: &'static str,
     },
+    /// It needs libraries, and where it is to run there are none.
+    #[error("{path} is not static, and the emulated host has no libraries for it: apt-get install busybox-static")]
+    Dynamic {
+        /// The program.
+        path: PathBuf,
+    },
     /// It cannot be started.
     #[error("cannot run {program}")]
     Spawn {
@@ -55,12 +62,15 @@ pub enum ToolError {
 impl Tool {
     /// Where it is: in `PATH`, or where Debian keeps programs of the administrator, which `PATH` may lack.
     pub(crate) fn find(self) -> Result<PathBuf, ToolError> {
+        self.find_all().next().ok_or(ToolError::Missing { program: self.program, package: self.package })
+    }
+
+    fn find_all(self) -> impl Iterator<Item = PathBuf> {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&path)
-            .chain(["/usr/sbin".into(), "/sbin".into(), "/usr/bin".into(), "/bin".into()])
-            .map(|folder| folder.join(self.program))
-            .find(|candidate| candidate.is_file())
-            .ok_or(ToolError::Missing { program: self.program, package: self.package })
+        let folders: Vec<_> = std::env::split_paths(&path).collect();
+        let usual = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
+        let candidates = folders.into_iter().chain(usual).map(move |folder| folder.join(self.program));
+        candidates.filter(|candidate| candidate.is_file())
     }
 
     /// A command that runs it, in English.
@@ -90,9 +100,38 @@ impl Tool {
     }
 }
 
+/// The busybox that is the emulated host's first program: a static one, because there are no libraries yet.
+pub(crate) fn busybox() -> Result<PathBuf, ToolError> {
+    let dynamic = BUSYBOX.find()?;
+    BUSYBOX.find_all().find(|path| !needs_interpreter(path)).ok_or(ToolError::Dynamic { path: dynamic })
+}
+
+/// Whether the ELF program at `path` names an interpreter, as every program does that needs shared libraries.
+fn needs_interpreter(path: &Path) -> bool {
+    const PT_INTERP: u32 = 3;
+    let bytes = fs::read(path).unwrap_or_default();
+    let number = |at: usize, len: usize| {
+        let field = bytes.get(at..at.checked_add(len)?)?;
+        Some(field.iter().rev().fold(0, |value, &byte| value << 8 | usize::from(byte)))
+    };
+    // e_phoff, e_phentsize and e_phnum of a 64-bit file; its program headers begin with their types.
+    let (Some(start), Some(size), Some(count)) = (number(32, 8), number(54, 2), number(56, 2)) else { return false };
+    (0..count).any(|index| number(start.saturating_add(index * size), 4) == Some(PT_INTERP as usize))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_that_needs_libraries_is_told_from_one_that_does_not() {
+        assert!(needs_interpreter(&std::env::current_exe().unwrap()));
+        assert!(!needs_interpreter(Path::new("/proc/self/status")), "no ELF file, none of our business");
+        if let Ok(found) = busybox() {
+            let output = Command::new("ldd").arg(&found).output().unwrap();
+            assert!(!output.status.success(), "{}: {output:?}", found.display());
+        }
+    }
 
     #[test]
     fn a_missing_program_is_named_with_its_package() {

@@ -22,7 +22,8 @@ Examples:
 pub(crate) struct Args {}
 
 pub(super) fn run(_args: Args, context: &Context) -> Result<ExitCode, Failure> {
-    let report = doctor::examine(&Config::default_paths().state_dir);
+    let config = Config::default_paths();
+    let report = doctor::examine(&config.state_dir, &config.cache_dir);
     if context.json() {
         out::print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
     } else {

@@ -68,7 +68,7 @@ pub(crate) fn initramfs(
     progress: &mut dyn FnMut(&str),
 ) -> Result<Vec<u8>, BootError> {
     let mut bytes = modules(kernel, cache_dir, progress)?;
-    let busybox = tools::BUSYBOX.find()?;
+    let busybox = tools::busybox()?;
     let busybox = fs::read(&busybox).map_err(|source| BootError::File { path: busybox, source })?;
     let mut archive = Archive::new();
     archive.folder("bin");

@@ -2,6 +2,7 @@
 
 use super::{Kvm, Row};
 use crate::tools;
+use pando_guest::kernel::{CLOUD, GENERIC, Kernel};
 use rustix::fs::{Access, access, ioctl_ficlone, statvfs};
 use rustix::io::Errno;
 use std::fs::{self, File};
@@ -14,37 +15,31 @@ const MEMORY_BYTES: u64 = 1 << 30;
 const DISK_BYTES: u64 = 2 << 30;
 
 pub(super) fn kvm(kvm: &Kvm) -> Row {
-    const WHAT: &str = "KVM";
-    match kvm {
-        Kvm::Hardware { ns_per_instruction } => {
-            Row::good(WHAT, format!("hardware, {ns_per_instruction} ns an instruction"))
-        }
-        Kvm::Software { ns_per_instruction } => Row::bad(
-            WHAT,
-            format!("software, {ns_per_instruction} ns an instruction"),
-            "Linux guests do not get through their boot on it: use a computer with hardware virtualization, or nested \
-             virtualization where this one is a VM",
-        ),
-        Kvm::NoPermission => Row::bad(
-            WHAT,
-            "no permission",
-            "join the group that owns /dev/kvm: sudo usermod -aG kvm $USER, and log in anew",
-        ),
-        Kvm::Broken { why } => Row::bad(WHAT, why, "look for kvm in the kernel's log: sudo dmesg"),
-        Kvm::None => Row::bad(
-            WHAT,
-            "no /dev/kvm",
-            "load kvm_intel or kvm_amd, and enable virtualization in the firmware, or nested virtualization where this \
-             computer is a VM",
-        ),
+    let found = match kvm {
+        Kvm::Hardware { ns_per_instruction } => format!("hardware, {ns_per_instruction} ns an instruction"),
+        Kvm::Software { ns_per_instruction } => format!("software, {ns_per_instruction} ns an instruction"),
+        Kvm::NoPermission => "no permission".to_owned(),
+        Kvm::Broken { why } => why.clone(),
+        Kvm::None => "no /dev/kvm".to_owned(),
+    };
+    match kvm.advice() {
+        None => Row::good("KVM", found),
+        Some(advice) => Row::bad("KVM", found, advice),
     }
 }
 
-/// Whether `pando machine` could start: the programs that it runs, and a kernel or a way to get one.
-pub(super) fn emulated_host() -> Row {
+/// Whether `pando machine` could start: the programs that it runs, and its kernels or a way to get them.
+pub(super) fn emulated_host(cache_dir: &Path) -> Row {
     const WHAT: &str = "emulated host";
-    let needed = [tools::QEMU, tools::BUSYBOX, tools::DEPMOD, tools::MKFS, tools::APT_GET, tools::DPKG_DEB];
-    let missing: Vec<_> = needed.into_iter().filter(|tool| tool.find().is_err()).collect();
+    let is_here = Kernel::is_cached(CLOUD, cache_dir)
+        && (Kernel::is_cached(GENERIC, cache_dir) || std::env::var_os("PANDO_MACHINE_KERNEL").is_some());
+    let needed = [tools::QEMU, tools::BUSYBOX, tools::DEPMOD, tools::MKFS];
+    let to_download = [tools::APT_GET, tools::DPKG_DEB].into_iter().filter(|_| !is_here);
+    let is_missing = |tool: &tools::Tool| match *tool {
+        tools::BUSYBOX => tools::busybox().is_err(),
+        tool => tool.find().is_err(),
+    };
+    let missing: Vec<_> = needed.into_iter().chain(to_download).filter(is_missing).collect();
     if missing.is_empty() {
         return Row::good(WHAT, "its programs are here");
     }
@@ -183,6 +178,18 @@ fn read(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_that_is_here_needs_no_apt() {
+        let cache = tempfile::tempdir().unwrap();
+        let wants_apt = || emulated_host(cache.path()).found.contains("apt-get");
+        let has_apt = tools::APT_GET.find().is_ok();
+        assert_eq!(wants_apt(), !has_apt);
+        for package in [CLOUD, GENERIC] {
+            fs::create_dir_all(cache.path().join("kernel").join(package)).unwrap();
+        }
+        assert!(!wants_apt());
+    }
 
     #[test]
     fn huge_pages_are_good_when_they_can_be_asked_for() {

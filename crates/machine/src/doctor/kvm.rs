@@ -65,6 +65,25 @@ impl Kvm {
         matches!(self, Self::Hardware { .. })
     }
 
+    /// What to do so that VMs run on this computer's KVM; nothing when they do.
+    pub fn advice(&self) -> Option<&'static str> {
+        match self {
+            Self::Hardware { .. } => None,
+            Self::Software { .. } => Some(
+                "Linux guests do not get through their boot on it: use a computer with hardware virtualization, or nested \
+                 virtualization where this one is a VM",
+            ),
+            Self::NoPermission => {
+                Some("join the group that owns /dev/kvm: sudo usermod -aG kvm $USER, and log in anew")
+            }
+            Self::Broken { .. } => Some("look for kvm in the kernel's log: sudo dmesg"),
+            Self::None => Some(
+                "load kvm_intel or kvm_amd, and enable virtualization in the firmware, or nested virtualization where \
+                 this computer is a VM",
+            ),
+        }
+    }
+
     fn not_opened(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::NotFound => Self::None,

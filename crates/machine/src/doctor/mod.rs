@@ -44,10 +44,11 @@ pub struct Row {
     pub advice: Option<String>,
 }
 
-/// Examines this computer. VMs would keep their files in `state_dir`, which need not exist and is not made.
-pub fn examine(state_dir: &Path) -> Report {
+/// Examines this computer. VMs would keep their files in `state_dir`, and kernels are kept in `cache_dir`; neither need
+/// exist, and none is made.
+pub fn examine(state_dir: &Path, cache_dir: &Path) -> Report {
     let kvm = Kvm::find();
-    let host = checks::emulated_host();
+    let host = checks::emulated_host(cache_dir);
     let way = way(kvm.is_hardware(), host.ok);
     let rows = vec![
         checks::kvm(&kvm),
@@ -106,7 +107,7 @@ mod tests {
     #[test]
     fn an_examination_leaves_nothing_behind_and_tells_about_everything() {
         let folder = tempfile::tempdir().unwrap();
-        let report = examine(&folder.path().join("not/there"));
+        let report = examine(&folder.path().join("not/there"), &folder.path().join("nor/this"));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         assert_eq!(report.rows.len(), 8);
         for row in report.rows {
