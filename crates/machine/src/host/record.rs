@@ -38,21 +38,26 @@ impl Running {
     }
 }
 
-/// The emulated host that runs for `state_dir`, if one does. A record of one that has ended is removed.
+/// The emulated host that runs for `state_dir`, if one does that this version knows how to talk to.
 pub fn running(state_dir: &Path) -> Option<Running> {
     read(&Files::of(state_dir))
 }
 
 pub(super) fn read(files: &Files) -> Option<Running> {
-    let text = fs::read(files.record()).ok()?;
-    match serde_json::from_slice::<Running>(&text) {
-        Ok(running) if running.process.is_alive() => Some(running),
-        // It has ended without us, or another version wrote this.
-        _ => {
-            remove(files);
-            None
-        }
-    }
+    let running: Running = serde_json::from_slice(&fs::read(files.record()).ok()?).ok()?;
+    running.process.is_alive().then_some(running)
+}
+
+/// The part of a record that every version understands.
+#[derive(Deserialize)]
+struct Any {
+    process: Process,
+}
+
+/// The QEMU that runs, whichever version of this program started it.
+pub(super) fn process(files: &Files) -> Option<Process> {
+    let Any { process } = serde_json::from_slice(&fs::read(files.record()).ok()?).ok()?;
+    process.is_alive().then_some(process)
 }
 
 pub(super) fn write(files: &Files, running: &Running) -> io::Result<()> {
@@ -63,7 +68,7 @@ pub(super) fn write(files: &Files, running: &Running) -> io::Result<()> {
     Ok(())
 }
 
-/// Forgets the emulated host, which has ended.
+/// Forgets the emulated host, which has ended. For whoever holds the lock: it could be the record of the next one.
 pub(super) fn remove(files: &Files) {
     // Where these are not there, or cannot be removed, the process they name is gone all the same.
     let _ = fs::remove_file(files.record());
@@ -93,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn the_record_of_one_that_has_ended_is_removed() {
+    fn one_that_has_ended_does_not_run_and_whoever_asks_touches_nothing() {
         let state = tempfile::tempdir().unwrap();
         let files = Files::of(state.path());
         files.create().unwrap();
@@ -102,8 +107,18 @@ mod tests {
         fs::write(files.stop_request(), "").unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(running(state.path()), None);
-        assert!(!files.record().exists() && !files.stop_request().exists());
+        assert_eq!((running(state.path()), process(&files)), (None, None));
+        assert!(files.record().exists() && files.stop_request().exists(), "only the lock's holder may remove them");
+    }
+
+    #[test]
+    fn one_that_another_version_started_is_seen_and_not_talked_to() {
+        let state = tempfile::tempdir().unwrap();
+        let files = Files::of(state.path());
+        files.create().unwrap();
+        let this = Process::of(std::process::id()).unwrap();
+        fs::write(files.record(), serde_json::json!({"process": this, "road": "another"}).to_string()).unwrap();
+        assert_eq!((running(state.path()), process(&files)), (None, Some(this)));
     }
 
     #[test]
@@ -112,6 +127,6 @@ mod tests {
         let files = Files::of(state.path());
         files.create().unwrap();
         fs::write(files.record(), "{").unwrap();
-        assert_eq!(running(state.path()), None);
+        assert_eq!((running(state.path()), process(&files)), (None, None));
     }
 }

@@ -72,6 +72,14 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// One runs whose record this version does not understand.
+    #[error(
+        "another version of pando started an emulated host, process {process_id}, that runs: `pando machine stop` stops it"
+    )]
+    OtherVersion {
+        /// Its QEMU.
+        process_id: u32,
+    },
     /// No port of this computer is free, or no memory.
     #[error("cannot prepare the emulated host")]
     Prepare(#[source] io::Error),
@@ -124,6 +132,9 @@ pub fn start(spec: &StartSpec, progress: &mut dyn FnMut(&str)) -> Result<Started
     let _lock = files.lock().map_err(failed(files.folder.clone()))?;
     if let Some(running) = record::read(&files) {
         return Ok(Started::Before(running));
+    }
+    if let Some(process) = record::process(&files) {
+        return Err(StartError::OtherVersion { process_id: process.id });
     }
     record::remove(&files);
     fs::create_dir_all(&spec.cache_dir).map_err(failed(spec.cache_dir.clone()))?;

@@ -51,22 +51,22 @@ pub fn stop(state_dir: &Path) -> Result<Stopped, StopError> {
 
 fn stop_within(state_dir: &Path, limit: Duration) -> Result<Stopped, StopError> {
     let files = Files::of(state_dir);
-    if record::read(&files).is_none() {
+    if record::process(&files).is_none() {
         return Ok(Stopped::Before);
     }
     let failed = |path: PathBuf| move |source| StopError::File { path, source };
     // Before the lock: whoever starts it holds that until the daemon answers, and a start may be ended.
     File::create(files.stop_request()).map_err(failed(files.stop_request()))?;
     let _lock = files.lock().map_err(failed(files.folder.clone()))?;
-    let Some(running) = record::read(&files) else {
+    let Some(process) = record::process(&files) else {
         return Ok(Stopped::PoweredOff);
     };
     let deadline = Instant::now() + limit;
     let mut outcome = Stopped::PoweredOff;
-    while running.process.is_alive() {
+    while process.is_alive() {
         if outcome == Stopped::PoweredOff && Instant::now() >= deadline {
-            let process_id = running.process.id;
-            running.process.kill().map_err(|source| StopError::Kill { process_id, source })?;
+            let process_id = process.id;
+            process.kill().map_err(|source| StopError::Kill { process_id, source })?;
             outcome = Stopped::Killed;
         }
         thread::sleep(POLL);
@@ -99,6 +99,17 @@ mod tests {
         assert_eq!(stop(state.path()).unwrap(), Stopped::PoweredOff);
         assert!(child.wait().unwrap().success());
         assert_eq!(stop(state.path()).unwrap(), Stopped::Before);
+    }
+
+    #[test]
+    fn a_host_that_another_version_started_can_be_stopped() {
+        let state = tempfile::tempdir().unwrap();
+        let mut child = host(state.path(), "until [ -e stop ]; do sleep 0.01; done");
+        let record = Files::of(state.path()).record();
+        let process = Process::of(child.id()).unwrap();
+        std::fs::write(record, serde_json::json!({"process": process}).to_string()).unwrap();
+        assert_eq!(stop(state.path()).unwrap(), Stopped::PoweredOff);
+        assert!(child.wait().unwrap().success());
     }
 
     #[test]
