@@ -33,6 +33,7 @@ const HELP: &str = "\
 Environment:
   PANDO_HOST   the daemon to use: unix:///path or tcp://address:port
   PANDO_TOKEN  the token of a daemon on TCP
+  PANDO_WAY    native or machine: run VMs so, whatever `pando doctor` finds
 
 Exit status: 0 done, 1 not done, 2 wrong usage, 3 no such thing, 124 timed out;
 exec exits with the status of its program, 128 + n when signal n ended it.

@@ -1,7 +1,8 @@
 //! Which daemon to talk to: `PANDO_HOST`, else a running `pando machine` where hardware KVM is missing, else this
-//! computer's own.
+//! computer's own. `PANDO_WAY` decides between the last two.
 
 use super::local;
+use pando_machine::doctor::Kvm;
 use std::env;
 use std::fmt;
 use std::path::PathBuf;
@@ -29,6 +30,31 @@ pub(crate) enum HostError {
     /// A TCP daemon lets nobody in without a token.
     #[error("PANDO_HOST is {0:?}, and PANDO_TOKEN is not set")]
     Token(String),
+    /// No way of running VMs.
+    #[error("PANDO_WAY is {0:?}, which is neither native nor machine")]
+    Way(String),
+    /// The emulated host is wanted and is not there.
+    #[error("PANDO_WAY is machine, and no emulated host runs: `pando machine start` starts one")]
+    NoMachine,
+}
+
+/// What `PANDO_WAY` says, whatever the doctor finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// On this computer's KVM, even if nobody knows how.
+    Native,
+    /// In the emulated host, even if there is hardware KVM.
+    Machine,
+}
+
+/// What `PANDO_WAY` says, if anything.
+pub(super) fn way() -> Result<Option<Way>, HostError> {
+    match env::var("PANDO_WAY").as_deref() {
+        Err(_) | Ok("") => Ok(None),
+        Ok("native") => Ok(Some(Way::Native)),
+        Ok("machine") => Ok(Some(Way::Machine)),
+        Ok(other) => Err(HostError::Way(other.to_owned())),
+    }
 }
 
 /// A host, and whether a daemon may be started when none answers there.
@@ -46,10 +72,15 @@ pub(crate) fn find() -> Result<Found, HostError> {
         let host = Host::parse(&host, env::var("PANDO_TOKEN").ok())?;
         return Ok(Found { host, may_start: false });
     }
-    if let Some(host) = local::machine() {
-        return Ok(Found { host, may_start: false });
-    }
-    Ok(Found { host: Host::Unix(local::socket()), may_start: true })
+    let machine = match way()? {
+        Some(Way::Native) => None,
+        Some(Way::Machine) => Some(local::machine().ok_or(HostError::NoMachine)?),
+        None => local::machine().filter(|_| !Kvm::find().is_hardware()),
+    };
+    Ok(match machine {
+        Some(host) => Found { host, may_start: false },
+        None => Found { host: Host::Unix(local::socket()), may_start: true },
+    })
 }
 
 impl Host {

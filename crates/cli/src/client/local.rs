@@ -1,8 +1,8 @@
 //! This computer's own daemon: where it listens, and starting it when it does not run.
 
+use super::host::{Way, way};
 use super::{Client, Host};
 use crate::failure::Failure;
-use crate::out;
 use pando_daemon::Config;
 use pando_machine::doctor::Kvm;
 use pando_machine::host;
@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf, absolute};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a daemon may take until it answers.
-const START_LIMIT: Duration = Duration::from_secs(10);
+/// How long a daemon may take until it answers: it looks at every VM of an earlier one first.
+const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long another daemon that was faster than ours may take until it answers.
 const OTHER_LIMIT: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(20);
@@ -26,38 +26,33 @@ pub(super) fn socket() -> PathBuf {
     Config::default_paths().socket
 }
 
-/// The daemon in the emulated host, when one runs and this computer has no hardware KVM of its own.
+/// The daemon in the emulated host, when one runs.
 pub(super) fn machine() -> Option<Host> {
     let running = host::running(&Config::default_paths().state_dir)?;
-    if Kvm::find().is_hardware() {
-        return None;
-    }
     Some(Host::Tcp { address: running.address(), token: running.token })
 }
 
-/// Refuses to boot a VM on this computer where that cannot work, and says so where it hardly can. Takes 0.1 s.
+/// Refuses to boot a VM on this computer where that cannot work, unless `PANDO_WAY` says that it does. Takes 0.1 s.
 pub(super) fn look_at_kvm() -> Result<(), Failure> {
-    match obstacle(&Kvm::find()) {
-        None => Ok(()),
-        Some((true, why)) => Err(Failure::new("this computer cannot run a VM").because(why).because(ADVICE)),
-        Some((false, why)) => {
-            out::note(&format!("note: {why}; {ADVICE}\n"));
-            Ok(())
-        }
+    if way()? == Some(Way::Native) {
+        return Ok(());
     }
+    let kvm = Kvm::find();
+    obstacle(&kvm).map_or(Ok(()), Err)
 }
 
-const ADVICE: &str = "`pando machine start` starts an emulated host that can, `pando doctor` tells more";
-
-/// Whether a VM surely cannot run on `kvm`, and why; `None` when it can. A slow KVM may be one that is busy.
-fn obstacle(kvm: &Kvm) -> Option<(bool, String)> {
-    match kvm {
-        Kvm::Hardware { .. } => None,
-        Kvm::Software { .. } => Some((false, "this KVM emulates the CPU, and Linux hardly gets through a boot".into())),
-        Kvm::NoPermission => Some((true, "you may not open /dev/kvm".into())),
-        Kvm::Broken { why } => Some((true, format!("/dev/kvm does not work: {why}"))),
-        Kvm::None => Some((true, "there is no /dev/kvm".into())),
-    }
+/// Why a VM cannot run on `kvm`, and what helps; `None` when it can.
+fn obstacle(kvm: &Kvm) -> Option<Failure> {
+    let advice = kvm.advice()?;
+    let why = match kvm {
+        Kvm::Hardware { .. } => return None,
+        Kvm::Software { .. } => "this KVM emulates the CPU (PANDO_WAY=native boots on it all the same)".to_owned(),
+        Kvm::NoPermission => "you may not open /dev/kvm".to_owned(),
+        Kvm::Broken { why } => format!("/dev/kvm does not work: {why}"),
+        Kvm::None => "there is no /dev/kvm".to_owned(),
+    };
+    let sentence = "this computer cannot run a VM by itself: `pando machine start` starts an emulated host that can";
+    Some(Failure::new(sentence).because(why).because(advice))
 }
 
 /// Starts the daemon in a session of its own and waits until it answers.
@@ -134,11 +129,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_kvm_that_surely_does_not_work_keeps_us_from_trying() {
-        assert_eq!(obstacle(&Kvm::Hardware { ns_per_instruction: 1 }), None);
-        let refused = |kvm| obstacle(&kvm).unwrap().0;
-        assert!(!refused(Kvm::Software { ns_per_instruction: 300 }));
-        assert!(refused(Kvm::None) && refused(Kvm::NoPermission) && refused(Kvm::Broken { why: "odd".into() }));
+    fn only_hardware_is_no_obstacle_and_each_other_kvm_has_its_cure() {
+        assert!(obstacle(&Kvm::Hardware { ns_per_instruction: 1 }).is_none());
+        let told = |kvm| format!("{:?}", obstacle(&kvm).unwrap());
+        assert!(told(Kvm::Software { ns_per_instruction: 300 }).contains("PANDO_WAY=native"));
+        assert!(told(Kvm::NoPermission).contains("usermod -aG kvm"));
+        assert!(told(Kvm::None).contains("firmware") && told(Kvm::Broken { why: "odd".into() }).contains("odd"));
     }
 
     #[test]

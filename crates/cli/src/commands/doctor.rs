@@ -49,7 +49,7 @@ fn render(report: &Report, width: Option<usize>) -> String {
     wrap(
         match report.way {
             Way::Native => "VMs run on this computer's KVM.",
-            Way::Machine => "VMs run in an emulated host: pando machine start.",
+            Way::Machine => "VMs run in an emulated host, once it is started: pando machine start.",
             Way::None => "VMs cannot be run here.",
         },
         &mut text,
@@ -109,7 +109,7 @@ huge pages  yes  always
 
 KVM: load kvm_intel or kvm_amd, and enable virtualization in the firmware of it
 
-VMs run in an emulated host: pando machine start.
+VMs run in an emulated host, once it is started: pando machine start.
 "
         );
         let long = "word ".repeat(40);

@@ -1,7 +1,7 @@
 //! `pando start`.
 
 use super::each::each;
-use crate::client::segment;
+use crate::client::{Client, segment};
 use crate::complete;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -17,8 +17,8 @@ pub(crate) struct Args {
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
-    let request = |client: crate::client::Client, vm: String| async move {
-        client.post(&format!("/vms/{}/start", segment(&vm))).await
-    };
+    Client::open().await?.look_at_kvm()?;
+    let request =
+        |client: Client, vm: String| async move { client.post(&format!("/vms/{}/start", segment(&vm))).await };
     each(args.vms, context, request).await
 }

@@ -138,3 +138,75 @@ fn a_daemon_that_cannot_start_says_why() {
     assert!(outcome.stderr.starts_with("error: the daemon ended at once (exit status: 1)\n"), "{}", outcome.stderr);
     assert!(outcome.stderr.contains(&expected), "{}", outcome.stderr);
 }
+
+#[test]
+fn a_port_that_somebody_else_uses_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    std::fs::write(dir.path().join("token"), "secret").unwrap();
+    let mut daemon = at_home(dir.path(), &["daemon", "--tcp", &address, "--token-file", "token"]);
+    let outcome = wait(daemon.current_dir(dir.path()).spawn().unwrap());
+    let errors: Vec<_> = outcome.stderr.lines().skip_while(|line| !line.starts_with("error: ")).collect();
+    let expected =
+        [format!("error: cannot listen on {address}"), "  because: Address already in use (os error 98)".into()];
+    assert_eq!((outcome.code, errors), (1, expected.iter().map(String::as_str).collect()), "{}", outcome.stderr);
+}
+
+/// Runs the program where `/dev/kvm` is a file that even root may not open; `None` where that cannot be arranged.
+fn without_permission(dir: &Path, arguments: &[&str]) -> Option<Outcome> {
+    const SCRIPT: &str = "mount --bind \"$0\" /dev/kvm && exec setpriv --bounding-set=-dac_override -- \"$@\"";
+    let closed = dir.join("closed");
+    std::fs::File::create(&closed).unwrap();
+    std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0)).unwrap();
+    let namespaces = if rustix::process::geteuid().is_root() { "-m" } else { "-rm" };
+    let unshared = |words: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.arg(namespaces).args(["sh", "-c", SCRIPT]).arg(&closed).args(words);
+        command
+    };
+    if !unshared(&["true"]).output().is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: nothing can be mounted on /dev/kvm here");
+        return None;
+    }
+    let pando = at_home(dir, arguments);
+    let mut command = unshared(&[pando.get_program().to_str().unwrap()]);
+    command.args(pando.get_args()).env_clear();
+    command.envs(pando.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.stdin(std::process::Stdio::null());
+    let output = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Some(Outcome { code: output.status.code().unwrap(), stdout: text(output.stdout), stderr: text(output.stderr) })
+}
+
+#[test]
+fn a_kvm_that_one_may_not_open_is_said_so_with_the_cure() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("rootfs")).unwrap();
+    let rootfs = dir.path().join("rootfs").to_string_lossy().into_owned();
+    let Some(outcome) = without_permission(dir.path(), &["run", &rootfs]) else { return };
+    let _daemon = Real::of(dir.path());
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (1, ""), "{outcome:?}");
+    let lines: Vec<_> = outcome.stderr.lines().collect();
+    assert!(
+        lines[0].starts_with("error: this computer cannot run a VM by itself: `pando machine start`"),
+        "{outcome:?}"
+    );
+    assert_eq!(lines[1], "  because: you may not open /dev/kvm");
+    assert!(lines[2].contains("sudo usermod -aG kvm $USER"), "{outcome:?}");
+
+    let doctor = without_permission(dir.path(), &["doctor"]).unwrap().stdout;
+    assert!(doctor.contains("no permission") && doctor.contains("usermod -aG kvm"), "{doctor}");
+}
+
+#[test]
+fn a_way_that_is_none_is_an_error_and_that_of_the_machine_needs_one() {
+    let dir = tempfile::tempdir().unwrap();
+    for (way, told) in
+        [("fast", "which is neither native nor machine"), ("machine", "`pando machine start` starts one")]
+    {
+        let outcome = wait(at_home(dir.path(), &["ls"]).env("PANDO_WAY", way).spawn().unwrap());
+        assert!(outcome.code == 1 && outcome.stderr.contains(told), "{outcome:?}");
+    }
+    assert!(!dir.path().join("state").exists(), "nothing was started");
+}
