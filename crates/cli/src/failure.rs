@@ -7,6 +7,7 @@
 
 use crate::agent::AgentError;
 use crate::{client, out, render};
+use pando_wire::agent::FailureKind;
 use std::error::Error;
 use std::process::ExitCode;
 
@@ -86,6 +87,11 @@ impl<E: Error + 'static> From<E> for Failure {
         let mut failure = Self::new(error.to_string());
         let mut next: Option<&(dyn Error + 'static)> = Some(&error);
         while let Some(cause) = next {
+            if let Some(AgentError::Failed { failure: told, .. }) = cause.downcast_ref()
+                && told.kind == FailureKind::NotFound
+            {
+                failure.code = NOT_FOUND;
+            }
             if let Some(error) = answer(cause) {
                 failure.lines.extend_from_slice(error.told_causes());
                 if error.is_not_found() {
@@ -127,6 +133,18 @@ mod tests {
         let failure = Failure::from(client::Error::Refused { status: 404, error });
         assert_eq!(failure.render(), "error: no VM is called gone\n  because: it never was\n");
         assert_eq!(failure.code(), NOT_FOUND);
+    }
+
+    #[test]
+    fn what_is_not_in_a_vm_is_no_such_thing_either_and_an_unknown_route_is_not_one() {
+        let agent = |kind| {
+            let failure = pando_wire::agent::Failure { kind, message: "there is no /x".into() };
+            Failure::from(AgentError::Failed { vm: "web".into(), failure }).code()
+        };
+        assert_eq!([agent(FailureKind::NotFound), agent(FailureKind::NotPermitted)], [NOT_FOUND, 1]);
+
+        let error = api::Error { error: api::NO_ROUTE.into(), because: Vec::new() };
+        assert_eq!(Failure::from(client::Error::Refused { status: 404, error }).code(), 1);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What is typed on a command line, as values.
 
+use clap::builder::NonEmptyStringValueParser;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,6 +30,20 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     let parts = 10_u128.pow(decimals.len() as u32); // At most 6.
     let rest = u128::from(decimals.parse::<u64>().map_err(|_| wrong())?) * u128::from(unit) / parts;
     u64::try_from(rest).ok().and_then(|rest| whole.checked_add(rest)).ok_or_else(wrong)
+}
+
+/// The least and the most RAM of a VM, in bytes.
+const MEMORY: std::ops::RangeInclusive<u64> = 128 << 20..=64 << 30;
+
+/// A size that a VM's RAM can have.
+pub(crate) fn memory(text: &str) -> Result<u64, String> {
+    let bytes = size(text)?;
+    if MEMORY.contains(&bytes) { Ok(bytes) } else { Err(format!("{text} is not in 128M to 64G")) }
+}
+
+/// The name of something that there is. An empty one is what a shell makes of a variable that is not set.
+pub(crate) fn name() -> NonEmptyStringValueParser {
+    NonEmptyStringValueParser::new()
 }
 
 /// A duration: `500ms`, `5s`, `2m`, `1h`; seconds without a unit.
@@ -118,6 +133,14 @@ mod tests {
         }
         for text in ["", "G", "-1G", "4X", "1.G", ".5G", "1e9", "99999999999G", "1.2.3M", "4 G", "1.1234567G"] {
             assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn ram_has_bounds_that_are_told_as_they_are_typed() {
+        assert_eq!([memory("128M"), memory("64G")], [Ok(128 << 20), Ok(64 << 30)]);
+        for text in ["127M", "65G", "134217727"] {
+            assert_eq!(memory(text), Err(format!("{text} is not in 128M to 64G")));
         }
     }
 

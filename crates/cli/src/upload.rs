@@ -2,7 +2,7 @@
 
 use crate::archive::{self, Owners, PackError};
 use crate::client::Client;
-use crate::failure::Failure;
+use crate::failure::{Failure, NOT_FOUND};
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -47,8 +47,10 @@ pub(crate) async fn digest(client: &Client, image: &str) -> Result<String, Failu
 
 /// The digest that `image` is the beginning of.
 async fn known(client: &Client, image: &str) -> Result<String, Failure> {
-    let none =
-        || Failure::new(format!("no image {image}: neither a file or folder here nor an imported image's digest"));
+    let none = || {
+        Failure::new(format!("no image {image}: neither a file or folder here nor an imported image's digest"))
+            .with_code(NOT_FOUND)
+    };
     let like_a_digest = image.len() >= SHORTEST_DIGEST && image.bytes().all(|byte| byte.is_ascii_hexdigit());
     if !like_a_digest {
         return Err(none());

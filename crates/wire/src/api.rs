@@ -237,6 +237,9 @@ pub struct Event {
     pub detail: String,
 }
 
+/// [`Error::error`] of a 404 that is about the route and not about a VM or an image.
+pub const NO_ROUTE: &str = "there is no such route";
+
 /// Every answer that is not a success carries this.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Error {

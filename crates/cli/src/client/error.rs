@@ -65,8 +65,8 @@ impl Error {
         }
     }
 
-    /// Whether there is no such thing as was asked for.
+    /// Whether there is no such thing as was asked for. A daemon that does not know the question is another matter.
     pub(crate) fn is_not_found(&self) -> bool {
-        matches!(self, Self::Refused { status: 404, .. })
+        matches!(self, Self::Refused { status: 404, error } if error.error != api::NO_ROUTE)
     }
 }

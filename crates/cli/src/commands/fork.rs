@@ -27,16 +27,16 @@ Examples:
   pando fork web --name candidate --timings")]
 pub(crate) struct Args {
     /// Name or id of the VM to copy.
-    #[arg(add = complete::vm())]
+    #[arg(value_parser = parse::name(), add = complete::vm())]
     vm: String,
     /// How many copies.
     #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_COUNT))]
     count: u32,
     /// Name of the copy, when there is one.
-    #[arg(short, long, conflicts_with_all = ["prefix", "count"])]
+    #[arg(short, long, value_parser = parse::name(), conflicts_with_all = ["prefix", "count"])]
     name: Option<String>,
     /// Name the copies PREFIX.1, PREFIX.2 and so on; the next free numbers behind the parent's name when absent.
-    #[arg(short, long)]
+    #[arg(short, long, value_parser = parse::name())]
     prefix: Option<String>,
     /// A variable for every exec in the copies and for their fork hooks; NAME alone takes its value from here.
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = parse::variable)]

@@ -3,8 +3,8 @@
 use crate::client::{Client, segment};
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::out;
 use crate::render::{self, Table};
+use crate::{out, parse};
 use pando_wire::api::Image;
 use std::process::ExitCode;
 
@@ -13,7 +13,7 @@ use std::process::ExitCode;
 #[command(after_help = "Examples:\n  pando images\n  pando images --rm 4f0c2a…   # the whole digest")]
 pub(crate) struct Args {
     /// Remove this image, which no VM may need.
-    #[arg(long, value_name = "DIGEST")]
+    #[arg(long, value_name = "DIGEST", value_parser = parse::name())]
     rm: Vec<String>,
 }
 

@@ -3,7 +3,7 @@
 use crate::client::{Client, segment};
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::{complete, out, render};
+use crate::{complete, out, parse, render};
 use pando_wire::api::Vm;
 use std::process::ExitCode;
 
@@ -18,7 +18,7 @@ Examples:
   pando inspect -o json web")]
 pub(crate) struct Args {
     /// Name or id of a VM.
-    #[arg(add = complete::vm())]
+    #[arg(value_parser = parse::name(), add = complete::vm())]
     vm: String,
 }
 

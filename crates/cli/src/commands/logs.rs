@@ -2,7 +2,7 @@
 
 use crate::client::{Client, segment};
 use crate::failure::Failure;
-use crate::{complete, out};
+use crate::{complete, out, parse};
 use std::process::ExitCode;
 
 /// Print a VM's console: its kernel, and what its command writes.
@@ -15,7 +15,7 @@ Examples:
   pando logs -f web | grep ready")]
 pub(crate) struct Args {
     /// Name or id of a VM.
-    #[arg(add = complete::vm())]
+    #[arg(value_parser = parse::name(), add = complete::vm())]
     vm: String,
     /// Go on until the VM ends.
     #[arg(short, long)]

@@ -5,6 +5,7 @@ use crate::client::segment;
 use crate::complete;
 use crate::context::Context;
 use crate::failure::Failure;
+use crate::parse;
 use std::process::ExitCode;
 
 /// Let VMs stand still, memory and all, until they are resumed.
@@ -12,7 +13,7 @@ use std::process::ExitCode;
 #[command(after_help = "Examples:\n  pando pause web")]
 pub(crate) struct Args {
     /// Names or ids of VMs.
-    #[arg(required = true, value_name = "VM", add = complete::vm())]
+    #[arg(required = true, value_name = "VM", value_parser = parse::name(), add = complete::vm())]
     vms: Vec<String>,
 }
 

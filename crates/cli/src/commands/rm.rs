@@ -5,6 +5,7 @@ use crate::client::{Client, segment};
 use crate::complete;
 use crate::context::Context;
 use crate::failure::Failure;
+use crate::parse;
 use std::process::ExitCode;
 
 /// Remove VMs and what only they need of their disks.
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 #[command(after_help = "Examples:\n  pando rm web\n  pando rm -f review.1 review.2   # also when they run")]
 pub(crate) struct Args {
     /// Names or ids of VMs.
-    #[arg(required = true, value_name = "VM", add = complete::vm())]
+    #[arg(required = true, value_name = "VM", value_parser = parse::name(), add = complete::vm())]
     vms: Vec<String>,
     /// Remove a VM also when it runs.
     #[arg(short, long)]

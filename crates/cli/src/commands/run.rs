@@ -25,15 +25,16 @@ Examples:
 pub(crate) struct Args {
     /// A folder, a tar archive (plain, gzip or zstd), a disk image with ext4, or the beginning of the digest of an
     /// imported image.
+    #[arg(value_parser = parse::name())]
     image: String,
     /// The VM's name; one is made up when absent.
-    #[arg(short, long)]
+    #[arg(short, long, value_parser = parse::name())]
     name: Option<String>,
     /// Virtual CPUs, 1 to 32.
     #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
     cpus: u8,
     /// RAM, 128M to 64G.
-    #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = parse::size)]
+    #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = parse::memory)]
     memory: u64,
     /// Size of the root disk; as large as the image's when absent.
     #[arg(long, value_name = "SIZE", value_parser = parse::size)]

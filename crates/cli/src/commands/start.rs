@@ -5,6 +5,7 @@ use crate::client::{Client, segment};
 use crate::complete;
 use crate::context::Context;
 use crate::failure::Failure;
+use crate::parse;
 use std::process::ExitCode;
 
 /// Boot stopped VMs again from their disks.
@@ -12,7 +13,7 @@ use std::process::ExitCode;
 #[command(after_help = "Examples:\n  pando start web\n  pando start web db")]
 pub(crate) struct Args {
     /// Names or ids of VMs.
-    #[arg(required = true, value_name = "VM", add = complete::vm())]
+    #[arg(required = true, value_name = "VM", value_parser = parse::name(), add = complete::vm())]
     vms: Vec<String>,
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 #[command(after_help = "Examples:\n  pando stop web\n  pando stop --timeout 30s web db")]
 pub(crate) struct Args {
     /// Names or ids of VMs.
-    #[arg(required = true, value_name = "VM", add = complete::vm())]
+    #[arg(required = true, value_name = "VM", value_parser = parse::name(), add = complete::vm())]
     vms: Vec<String>,
     /// How long a VM may take to power off.
     #[arg(short, long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]

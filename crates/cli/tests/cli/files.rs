@@ -88,7 +88,7 @@ fn an_image_that_is_not_there_is_an_error_in_one_sentence() {
     for image in ["./nothing", "ffffffff"] {
         let sentence =
             format!("error: no image {image}: neither a file or folder here nor an imported image's digest\n");
-        assert_eq!(run(&daemon, &["run", image]), is(1, "", &sentence));
+        assert_eq!(run(&daemon, &["run", image]), is(3, "", &sentence));
     }
 }
 
@@ -155,16 +155,16 @@ fn cp_refuses_what_cannot_be() {
     let daemon = booting();
     fs::create_dir(daemon.dir().join("site")).unwrap();
     fs::write(daemon.dir().join("page"), "x").unwrap();
-    for (from, to, sentence) in [
-        ("site", "web:/etc/hosts", "error: cannot copy site to web:/etc/hosts, which is not a folder\n"),
-        ("page", "web:/new/", "error: there is no folder web:/new/\n"),
-        ("nothing", "web:/srv", "error: cannot read nothing\n  because: No such file or directory (os error 2)\n"),
-        ("page", "other", "error: neither side is in a VM; one of them must be VM:PATH\n"),
-        ("page", "web:/full/x", "error: web: no space left on the disk\n"),
-        ("web:/nothing", ".", "error: web: there is no /nothing\n"),
-        ("a:/x", "b:/y", "error: cannot copy from VM to VM in one go; copy to this computer first\n"),
+    for (code, from, to, sentence) in [
+        (1, "site", "web:/etc/hosts", "error: cannot copy site to web:/etc/hosts, which is not a folder\n"),
+        (3, "page", "web:/new/", "error: there is no folder web:/new/\n"),
+        (3, "nothing", "web:/srv", "error: cannot read nothing\n  because: No such file or directory (os error 2)\n"),
+        (1, "page", "other", "error: neither side is in a VM; one of them must be VM:PATH\n"),
+        (1, "page", "web:/full/x", "error: web: no space left on the disk\n"),
+        (3, "web:/nothing", ".", "error: web: there is no /nothing\n"),
+        (1, "a:/x", "b:/y", "error: cannot copy from VM to VM in one go; copy to this computer first\n"),
     ] {
-        assert_eq!(run(&daemon, &["cp", from, to]), is(1, "", sentence), "{from} {to}");
+        assert_eq!(run(&daemon, &["cp", from, to]), is(code, "", sentence), "{from} {to}");
     }
 }
 

@@ -49,8 +49,10 @@ fn an_answer_that_makes_no_sense_is_an_error_with_its_place() {
 
 #[test]
 fn an_unknown_route_is_not_taken_for_a_missing_vm() {
-    let outcome = run(&Daemon::saying(404, ""), &["events"]);
-    assert_eq!(outcome.code, 1, "{outcome:?}");
+    for answer in ["", r#"{"error":"there is no such route"}"#] {
+        let outcome = run(&Daemon::saying(404, answer), &["events"]);
+        assert_eq!(outcome.code, 1, "{outcome:?}");
+    }
 }
 
 #[test]

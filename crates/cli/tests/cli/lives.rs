@@ -56,6 +56,8 @@ fn counts_and_names_that_make_no_sense_are_wrong_usage() {
         &["fork", "web", "--prefix", "a", "--name", "x"],
         &["run", "img", "--cpus", "33"],
         &["run", "img", "--memory", "lots"],
+        &["run", "img", "--memory", "127M"],
+        &["run", "img", "--memory", "65G"],
         &["exec", "web"],
         &["stop"],
         &["daemon", "--tcp", "127.0.0.1:0"],
@@ -63,6 +65,35 @@ fn counts_and_names_that_make_no_sense_are_wrong_usage() {
     ] {
         let outcome = run(&daemon, arguments);
         assert_eq!((outcome.code, outcome.stdout.as_str()), (2, ""), "{arguments:?}");
+    }
+    assert!(daemon.asked().is_empty());
+}
+
+#[test]
+fn an_empty_name_is_wrong_usage_and_reaches_no_route() {
+    // What a shell makes of a variable that is not set.
+    let daemon = Daemon::saying(404, r#"{"error":"there is no such route"}"#);
+    for arguments in [
+        &["exec", "", "true"][..],
+        &["fork", ""],
+        &["fork", "web", "--name", ""],
+        &["fork", "web", "--prefix", ""],
+        &["inspect", ""],
+        &["logs", ""],
+        &["pause", ""],
+        &["resume", ""],
+        &["stop", ""],
+        &["start", "web", ""],
+        &["rm", "-f", ""],
+        &["images", "--rm", ""],
+        &["run", ""],
+        &["run", "img", "--name", ""],
+        &["cp", ":/etc", "."],
+        &["cp", "x", ":/etc"],
+        &["cp", "", "web:/etc"],
+    ] {
+        let outcome = run(&daemon, arguments);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (2, ""), "{arguments:?}: {outcome:?}");
     }
     assert!(daemon.asked().is_empty());
 }

@@ -236,8 +236,10 @@ fn checked(mut request: RunRequest) -> Result<RunRequest, FleetError> {
     }
     if !(MIN_MEMORY..=MAX_MEMORY).contains(&request.memory_bytes) {
         return Err(FleetError::Invalid(format!(
-            "{} bytes of RAM are not possible: {MIN_MEMORY} to {MAX_MEMORY} are",
-            request.memory_bytes
+            "{} MiB of RAM are not possible: {} to {} are",
+            request.memory_bytes >> 20,
+            MIN_MEMORY >> 20,
+            MAX_MEMORY >> 20
         )));
     }
     // Stays in range: the upper end is a multiple.

@@ -7,6 +7,7 @@ use pando_guest::import::ImportError;
 use pando_wire::api::State;
 use std::error::Error;
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Why the fleet did not do what it was asked.
@@ -18,6 +19,9 @@ pub(crate) enum FleetError {
     /// No image has this digest.
     #[error("there is no image {0}")]
     NoSuchImage(String),
+    /// The daemon sees no kernel there.
+    #[error("there is no kernel {}", .0.display())]
+    NoSuchKernel(PathBuf),
     /// Names are unique.
     #[error("there is a VM called {0} already")]
     NameTaken(String),

@@ -57,6 +57,7 @@ impl Guests {
             return Ok(Arc::clone(prepared));
         }
         let kernel = match asked {
+            Some(path) if !path.exists() => return Err(FleetError::NoSuchKernel(path.to_owned())),
             Some(path) => Kernel::from_path(path).map_err(cannot(format!("use the kernel {}", path.display())))?,
             None => Kernel::find(paths.cache(), &mut |step| tracing::info!("kernel: {step}"))
                 .map_err(cannot("find a kernel"))?,

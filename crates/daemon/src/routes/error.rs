@@ -32,7 +32,7 @@ impl Failure {
     }
 
     pub(super) fn no_route() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "there is no such route")
+        Self::new(StatusCode::NOT_FOUND, api::NO_ROUTE)
     }
 
     pub(super) fn no_method() -> Self {
@@ -47,7 +47,7 @@ impl Failure {
 impl From<FleetError> for Failure {
     fn from(error: FleetError) -> Self {
         let status = match &error {
-            FleetError::NoSuchVm(_) | FleetError::NoSuchImage(_) => StatusCode::NOT_FOUND,
+            FleetError::NoSuchVm(_) | FleetError::NoSuchImage(_) | FleetError::NoSuchKernel(_) => StatusCode::NOT_FOUND,
             FleetError::NameTaken(_)
             | FleetError::State { .. }
             | FleetError::ImageInUse { .. }

@@ -1,6 +1,5 @@
 //! One side of a copy, as it is typed.
 
-use std::convert::Infallible;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -19,11 +18,15 @@ pub(super) enum Endpoint {
 }
 
 impl FromStr for Endpoint {
-    type Err = Infallible;
+    type Err = String;
 
     /// A colon before any slash makes a VM of what is before it.
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        let Some((vm, path)) = text.split_once(':').filter(|(vm, _)| !vm.is_empty() && !vm.contains('/')) else {
+    fn from_str(text: &str) -> Result<Self, String> {
+        // What a shell makes of a variable that is not set.
+        if text.is_empty() || text.starts_with(':') {
+            return Err("it has no name in front of the colon, and is no path; a path like that starts with ./".into());
+        }
+        let Some((vm, path)) = text.split_once(':').filter(|(vm, _)| !vm.contains('/')) else {
             return Ok(Self::Local(text.into()));
         };
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
@@ -51,8 +54,11 @@ mod tests {
         assert_eq!("web:/etc".parse(), Ok(vm("web", "/etc")));
         assert_eq!("web:etc/a:b".parse(), Ok(vm("web", "/etc/a:b")));
         assert_eq!("web:".parse(), Ok(vm("web", "/")));
-        for local in ["./a:b", "/a:b", "a", "-", ":a"] {
+        for local in ["./a:b", "/a:b", "a", "-", "./:a"] {
             assert_eq!(local.parse(), Ok(Endpoint::Local(local.into())), "{local}");
+        }
+        for wrong in ["", ":a"] {
+            assert!(wrong.parse::<Endpoint>().is_err(), "{wrong}");
         }
     }
 

@@ -4,7 +4,7 @@ use super::endpoint::parent_and_name;
 use crate::agent::{self, Agent, AgentError, Sender};
 use crate::archive::{self, Owners, PackError};
 use crate::client::Client;
-use crate::failure::Failure;
+use crate::failure::{Failure, NOT_FOUND};
 use bytes::Bytes;
 use pando_wire::agent::{CHUNK, Input, Reply, Request};
 use std::io;
@@ -24,19 +24,22 @@ pub(super) async fn put(client: &Client, from: PathBuf, vm: &str, path: &str) ->
         return send(client, vm, path, chunks).await;
     }
     let shown = from.display();
-    let unreadable = |error| Failure::from(error).under(format!("cannot read {shown}"));
-    let metadata = std::fs::metadata(&from).map_err(unreadable)?;
+    let unreadable = |error: io::Error| Failure::from(error).under(format!("cannot read {shown}"));
+    let metadata = std::fs::metadata(&from).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => unreadable(error).with_code(NOT_FOUND),
+        _ => unreadable(error),
+    })?;
+    let no_folder = || Failure::new(format!("there is no folder {vm}:{path}")).with_code(NOT_FOUND);
     let (folder, name) = match agent::stat(client, vm, path).await? {
         Some(true) => (path.to_owned(), archive::base_name(&from).map_err(unreadable)?),
         Some(false) if metadata.is_dir() || path.ends_with('/') => {
             return Err(Failure::new(format!("cannot copy {shown} to {vm}:{path}, which is not a folder")));
         }
         None if !metadata.is_dir() && path.ends_with('/') => {
-            return Err(Failure::new(format!("there is no folder {vm}:{path}")));
+            return Err(no_folder());
         }
         Some(false) | None => {
-            let (folder, name) =
-                parent_and_name(path).ok_or_else(|| Failure::new(format!("there is no folder {vm}:{path}")))?;
+            let (folder, name) = parent_and_name(path).ok_or_else(no_folder)?;
             (folder, name.into())
         }
     };

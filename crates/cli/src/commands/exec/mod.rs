@@ -59,7 +59,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
     timeout: Option<Duration>,
     /// Name or id of the VM.
-    #[arg(add = complete::vm())]
+    #[arg(value_parser = parse::name(), add = complete::vm())]
     vm: String,
     /// The program and its arguments.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
