@@ -21,7 +21,7 @@ lint: setup
 	cargo xtask lint
 
 demo: build
-	PANDO_CACHE_DIR="$$(cargo xtask kernel)" scripts/demo.sh
+	cache=$$(cargo xtask kernel) && PANDO_CACHE_DIR=$$cache scripts/demo.sh
 
 fuzz: setup
 	scripts/fuzz.sh

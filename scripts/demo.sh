@@ -4,6 +4,8 @@
 #
 #   PANDO_CACHE_DIR=$(cargo xtask kernel) scripts/demo.sh      after `make build`; `make demo` does all three
 #
+# PANDO names another pando. PANDO_DEMO_INSIDE says that Linux guests run here; `make test` sets both, for it runs this.
+#
 # The kernel of guests must be in the cache before: in an emulated host there is no network.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -1,10 +1,10 @@
 //! Tests with Linux guests.
 
 use crate::TaskError;
-use crate::cargo::target_dir;
+use crate::cargo::{Program, root, target_dir};
 use crate::host::{self, Place};
 use crate::lane::{self, Lane};
-use crate::native::TOY_GUESTS;
+use crate::native::{TOY_GUESTS, TOY_GUESTS_RUN};
 use crate::prepare;
 use crate::script::{Job, script};
 use std::fs;
@@ -12,12 +12,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The tests that themselves start emulated hosts, and so never run in one.
-const OUTSIDE: &str = "powercut";
+const OUTSIDE: [&str; 2] = ["powercut", "machine"];
+/// The toy guests that look at forks. They run natively wherever there is a KVM, and in the emulated host as well: a
+/// software KVM has completed an access when it comes back, and so cannot repeat one in a child.
+const TOYS: &str = "toy_guest";
+/// What `make demo` shows: `scripts/demo.sh`.
+const DEMO: &str = "demo";
 /// The tests that need the `pando` with a fault.
 const PLANTED: &str = "oracle";
 /// Two emulated hosts at once, one for each core that computers have at least: what runs in each, in this order. What is
 /// in neither, toy guests and new files, runs first in the first one.
-const LANES: [(&str, &[&str]); 2] = [("a", &["boot", "fork", "crash", "readme"]), ("b", &["oracle", "cli", "disk"])];
+const LANES: [(&str, &[&str]); 2] =
+    [("a", &["boot", "fork", "crash", "readme", DEMO]), ("b", &[TOYS, "oracle", "cli", "disk"])];
 /// RAM of an emulated host: a guest of 4 GiB forks in it.
 const MEMORY_MIB: &str = "8192";
 /// How long all tests of one may take in it.
@@ -31,7 +37,8 @@ pub(crate) fn run(args: &[String]) -> Result<(), TaskError> {
 
     let mut tests = prepare::tests(&["pando-tests"])?;
     tests.retain(|program| program.kind == "test");
-    if let Some(unknown) = files.iter().find(|file| !tests.iter().any(|program| program.name == **file)) {
+    let is_known = |file: &str| [TOYS, DEMO].contains(&file) || tests.iter().any(|program| program.name == file);
+    if let Some(unknown) = files.iter().find(|file| !is_known(file)) {
         return Err(TaskError::Usage(format!("there is no tests/tests/{unknown}.rs")));
     }
     tests.retain(|program| wanted(&program.name));
@@ -45,15 +52,26 @@ pub(crate) fn run(args: &[String]) -> Result<(), TaskError> {
     variables.push(("PANDO_BINARY", pando.clone()));
     variables.push(("PANDO_PROGRAMS", prepare::programs()?));
     variables.push(("PANDO_CACHE_DIR", prepare::cache()?));
+    variables.push((TOY_GUESTS_RUN, "1".into()));
+    // For the demo, which otherwise takes the `pando` of `make build` and looks for an emulated host itself.
+    variables.extend([("PANDO", pando.clone()), ("PANDO_DEMO_INSIDE", "1".into())]);
     let place = host::place(&pando)?;
-    let toys = if files.is_empty() && !host::has_kvm() { prepare::tests(&TOY_GUESTS)? } else { Vec::new() };
+    let mut toys = if files.is_empty() && !host::has_kvm() { prepare::tests(&TOY_GUESTS)? } else { Vec::new() };
+    if wanted(TOYS) && (place == Place::EmulatedHost || !files.is_empty()) {
+        toys.push(prepare::toy_guest()?);
+    }
 
     // Shared state (one boot for many tests) and one CPU: never more than one at a time.
     let guests_args = || ["--ignored", "--test-threads=1"].into_iter().map(str::to_owned).chain(more.iter().cloned());
-    let (outside, inside): (Vec<_>, Vec<_>) = tests.iter().partition(|program| program.name == OUTSIDE);
+    let (outside, inside): (Vec<_>, Vec<_>) = tests.iter().partition(|program| OUTSIDE.contains(&&*program.name));
     let job = |program| Job { program, args: guests_args().collect() };
-    let mut jobs: Vec<_> = toys.iter().map(|program| Job { program, args: vec!["--test-threads=1".into()] }).collect();
+    let toys_args = || std::iter::once("--test-threads=1".to_owned()).chain(more.iter().cloned());
+    let mut jobs: Vec<_> = toys.iter().map(|program| Job { program, args: toys_args().collect() }).collect();
     jobs.extend(inside.into_iter().map(job));
+    let demo = Program { name: DEMO.into(), kind: "script".into(), path: root().join("scripts/demo.sh") };
+    if wanted(DEMO) {
+        jobs.push(Job { program: &demo, args: Vec::new() });
+    }
     let result = match place {
         Place::Here => here(&jobs, &variables),
         Place::EmulatedHost => emulated(&pando, jobs, &variables),
@@ -107,5 +125,7 @@ fn emulated_lane(
     let mut command = Command::new(pando);
     command.args(["machine", "run", "-m", MEMORY_MIB, "-t", LIMIT_SECONDS, "-w"]).arg(&dir);
     command.args(["--", "bash"]).arg(&path);
+    // The host's own kernel is in this cache as well; root's usual one is the system's.
+    command.envs(borrowed);
     Ok(Lane { name, command })
 }

@@ -2,6 +2,7 @@
 
 use crate::TaskError;
 use serde_json::Value;
+use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 
@@ -14,9 +15,9 @@ pub(crate) enum Place {
     EmulatedHost,
 }
 
-/// Whether there is a KVM here of any kind.
+/// Whether there is a KVM here of any kind that this user may use.
 pub(crate) fn has_kvm() -> bool {
-    Path::new("/dev/kvm").exists()
+    File::options().read(true).write(true).open("/dev/kvm").is_ok()
 }
 
 /// What `pando doctor` advises.

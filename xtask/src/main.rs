@@ -5,8 +5,8 @@
 //! cargo xtask lint                     format, clippy, documentation
 //! cargo xtask native                   tests that need no Linux guest
 //! cargo xtask guests [FILE ...] [-- ARG ...]
-//!                                      tests with Linux guests: those in tests/tests/FILE.rs, or all; what is behind
-//!                                      -- goes to every test program, such as a part of a test's name
+//!                                      tests with Linux guests: those in tests/tests/FILE.rs, toy_guest, demo, or all;
+//!                                      what is behind -- goes to every test program, such as a part of a test's name
 //! cargo xtask kernel                   get the kernel of guests; prints the cache folder it is in
 //! ```
 

@@ -51,6 +51,13 @@ pub(crate) fn tests(packages: &[&str]) -> Result<Vec<Program>, TaskError> {
     cargo::build(&args, &[])
 }
 
+/// The test program `toy_guest` of pando-cli, and the `pando` that it runs, at a path that is built into it.
+pub(crate) fn toy_guest() -> Result<Program, TaskError> {
+    let built = cargo::build(&["test", "--no-run", "--package", "pando-cli", "--test", "toy_guest"], &[])?;
+    let found = built.into_iter().find(|program| program.kind == "test");
+    found.ok_or_else(|| TaskError::Output("cargo, which built no toy_guest,".into()))
+}
+
 /// The daemon's cache folder, with a kernel and an initramfs in it: there is no network in an emulated host.
 pub(crate) fn cache() -> Result<PathBuf, TaskError> {
     let dir = cache_dir();
