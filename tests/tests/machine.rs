@@ -85,13 +85,14 @@ impl Home {
         assert!(told.contains("running"), "{told}");
     }
 
-    /// QEMU's process, by the record that commands leave for each other.
-    fn qemu(&self) -> Option<Pid> {
-        let record = fs::read(self.at("state/machine/machine.json")).ok()?;
-        let id = serde_json::from_slice::<Value>(&record).ok()?["process"]["id"].as_i64()?;
-        let pid = Pid::from_raw(id.try_into().ok()?)?;
-        let line = fs::read(format!("/proc/{id}/cmdline")).ok()?;
-        String::from_utf8_lossy(&line).contains("qemu").then_some(pid)
+    /// What runs of this home: QEMU, a daemon, a command. Each has the folder's name in its command line.
+    fn processes(&self) -> Vec<Pid> {
+        let folder = self.folder.path().to_string_lossy().into_owned();
+        let ids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let line = |id: i32| {
+            String::from_utf8_lossy(&fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default()).into_owned()
+        };
+        ids.filter(|id| line(*id).contains(&folder)).filter_map(Pid::from_raw).collect()
     }
 }
 
@@ -105,7 +106,7 @@ impl Drop for Home {
                 eprintln!("--- {log}\n{}", &text[from..]);
             }
         }
-        if let Some(pid) = self.qemu() {
+        for pid in self.processes() {
             let _ = kill_process(pid, Signal::KILL); // It may have ended this moment.
         }
     }
@@ -125,6 +126,7 @@ fn all_commands_find_the_emulated_host_and_what_it_keeps_outlives_it() {
     assert_eq!(home.status(), None);
     let refused = pando(&["run", "rootfs"]).refused(1);
     assert!(refused.contains("pando machine start"), "{refused}");
+    assert_eq!(home.processes(), [], "and started no daemon for it");
 
     home.start();
     assert_eq!(home.status().unwrap()["state"], "running");
@@ -137,7 +139,7 @@ fn all_commands_find_the_emulated_host_and_what_it_keeps_outlives_it() {
     let images = pando(&["images", "-o", "json"]).ok();
 
     assert_eq!(pando(&["machine", "stop"]).code, 0);
-    assert_eq!((home.status(), home.qemu()), (None, None));
+    assert_eq!((home.status(), home.processes()), (None, Vec::new()));
     home.start();
     assert_eq!(pando(&["images", "-o", "json"]).ok(), images);
     assert_eq!(pando(&["ls", "-q"]).ok(), "web\ncopy");
@@ -148,7 +150,7 @@ fn all_commands_find_the_emulated_host_and_what_it_keeps_outlives_it() {
     assert_eq!(pando(&["exec", "web", "test", "-e", "/run/note"]).code, 1, "it was booted anew");
     assert_eq!(pando(&["exec", "nobody", "true"]).code, NOT_FOUND);
     pando(&["machine", "stop"]).ok();
-    assert_eq!(home.qemu(), None);
+    assert_eq!(home.processes(), [], "nothing is left running");
 }
 
 #[test]

@@ -52,14 +52,14 @@ impl Client {
         Ok(client)
     }
 
-    /// The daemon to use if it runs; for completion, which must not start anything.
+    /// The daemon to use if it runs; for whoever must not start anything.
     pub(crate) fn open_without_starting() -> Result<Self, Failure> {
         let found = host::find()?;
         Ok(Self { host: found.host, own: found.may_start })
     }
 
-    /// Refuses to boot a VM where that cannot work, before an image is sent for nothing. A daemon that was asked for
-    /// by name is left to find out by itself.
+    /// Refuses to boot a VM where that cannot work, before a daemon is started and an image sent for nothing. A daemon
+    /// that was asked for by name is left to find out by itself.
     pub(crate) fn look_at_kvm(&self) -> Result<(), Failure> {
         if self.own { local::look_at_kvm() } else { Ok(()) }
     }

@@ -62,8 +62,8 @@ pub(crate) struct Args {
 pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let image = args.image.clone();
     let mut request = request(args)?;
+    Client::open_without_starting()?.look_at_kvm()?;
     let client = Client::open().await?;
-    client.look_at_kvm()?;
     request.image = upload::digest(&client, &image).await?;
 
     let spinner = ProgressBar::new_spinner().with_message("booting");

@@ -18,7 +18,7 @@ pub(crate) struct Args {
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
-    Client::open().await?.look_at_kvm()?;
+    Client::open_without_starting()?.look_at_kvm()?;
     let request =
         |client: Client, vm: String| async move { client.post(&format!("/vms/{}/start", segment(&vm))).await };
     each(args.vms, context, request).await

@@ -158,7 +158,7 @@ fn without_permission(dir: &Path, arguments: &[&str]) -> Option<Outcome> {
     const SCRIPT: &str = "mount --bind \"$0\" /dev/kvm && exec setpriv --bounding-set=-dac_override -- \"$@\"";
     let closed = dir.join("closed");
     std::fs::File::create(&closed).unwrap();
-    std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
     let namespaces = if rustix::process::geteuid().is_root() { "-m" } else { "-rm" };
     let unshared = |words: &[&str]| {
         let mut command = Command::new("unshare");
@@ -185,8 +185,8 @@ fn a_kvm_that_one_may_not_open_is_said_so_with_the_cure() {
     std::fs::create_dir(dir.path().join("rootfs")).unwrap();
     let rootfs = dir.path().join("rootfs").to_string_lossy().into_owned();
     let Some(outcome) = without_permission(dir.path(), &["run", &rootfs]) else { return };
-    let _daemon = Real::of(dir.path());
     assert_eq!((outcome.code, outcome.stdout.as_str()), (1, ""), "{outcome:?}");
+    assert!(!dir.path().join("state").exists(), "no daemon is started for nothing");
     let lines: Vec<_> = outcome.stderr.lines().collect();
     assert!(
         lines[0].starts_with("error: this computer cannot run a VM by itself: `pando machine start`"),
