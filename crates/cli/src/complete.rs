@@ -1,7 +1,7 @@
 //! Names of VMs for the shell. Nothing is started for it, and a daemon that is slow is not waited for.
 
 use crate::client::Client;
-use clap_complete::{ArgValueCompleter, CompletionCandidate};
+use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, PathCompleter, ValueCompleter};
 use pando_wire::api::Vm;
 use std::ffi::OsStr;
 use std::time::Duration;
@@ -15,6 +15,16 @@ pub(crate) fn vm() -> ArgValueCompleter {
         let typed = typed.to_string_lossy();
         let vms = vms().unwrap_or_default().into_iter().filter(|vm| vm.name.starts_with(&*typed));
         vms.map(|vm| CompletionCandidate::new(vm.name).help(Some(crate::render::state(vm.state).into()))).collect()
+    })
+}
+
+/// Completes one side of a copy: the name of a VM and a colon, or a path here.
+pub(crate) fn vm_or_path() -> ArgValueCompleter {
+    ArgValueCompleter::new(|typed: &OsStr| {
+        let start = typed.to_string_lossy();
+        let vms = vms().unwrap_or_default().into_iter().filter(|vm| vm.name.starts_with(&*start));
+        let vms = vms.map(|vm| CompletionCandidate::new(format!("{}:", vm.name)));
+        vms.chain(PathCompleter::any().complete(typed)).collect()
     })
 }
 

@@ -8,6 +8,9 @@ pub(crate) struct Context {
     /// How to print results: a table, or the API's body as JSON.
     #[arg(short = 'o', long = "output", value_name = "FORMAT", global = true, default_value = "table")]
     pub(crate) output: Format,
+    /// The same as `-o json`.
+    #[arg(long, global = true, conflicts_with = "output")]
+    pub(crate) json: bool,
 }
 
 /// A way to print results.
@@ -20,8 +23,8 @@ pub(crate) enum Format {
 }
 
 impl Context {
-    /// Whether results are printed as JSON.
+    /// Whether results are printed as JSON, however that was said.
     pub(crate) fn json(&self) -> bool {
-        self.output == Format::Json
+        self.json || self.output == Format::Json
     }
 }

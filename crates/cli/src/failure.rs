@@ -11,6 +11,8 @@ use pando_wire::agent::FailureKind;
 use std::error::Error;
 use std::process::ExitCode;
 
+/// Exit status when what was typed makes no sense.
+pub(crate) const USAGE: u8 = 2;
 /// Exit status when there is no such thing as was asked for.
 pub(crate) const NOT_FOUND: u8 = 3;
 /// Exit status when time was up, as `timeout(1)` has it.

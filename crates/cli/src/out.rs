@@ -37,14 +37,14 @@ pub(crate) fn failed(error: io::Error) -> Failure {
 
 /// How many characters a line may have; `None` when it is not for a terminal, where nothing is cut.
 pub(crate) fn width() -> Option<usize> {
+    let stdout = io::stdout();
+    if !stdout.is_terminal() {
+        return None;
+    }
     if let Ok(columns) = std::env::var("COLUMNS")
         && let Ok(columns) = columns.parse()
     {
         return Some(columns);
-    }
-    let stdout = io::stdout();
-    if !stdout.is_terminal() {
-        return None;
     }
     Some(termios::tcgetwinsize(stdout).map_or(80, |size| usize::from(size.ws_col).max(1)))
 }

@@ -18,7 +18,7 @@ Exit status: 0 when VMs can be run, on this computer's KVM or in an emulated hos
 
 Examples:
   pando doctor
-  pando doctor -o json")]
+  pando doctor --json")]
 pub(crate) struct Args {}
 
 pub(super) fn run(_args: Args, context: &Context) -> Result<ExitCode, Failure> {

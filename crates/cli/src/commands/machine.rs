@@ -1,13 +1,12 @@
 //! `pando machine`.
 
 use crate::context::Context;
-use crate::failure::{self, Failure};
+use crate::failure::{self, Failure, TIMED_OUT};
 use crate::render::{self, Table};
 use crate::{out, parse};
 use clap::{Args as ClapArgs, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use pando_daemon::Config;
-
 use pando_machine::host::{self, Running, StartSpec, Started, Stopped};
 use pando_machine::{Outcome, RunSpec};
 use serde::Serialize;
@@ -18,17 +17,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Status of a command that did not end in time, as of `timeout`.
-const TIMED_OUT: u8 = 124;
 /// Status of a command whose power was cut, as of one that was killed.
 const POWER_CUT: u8 = 137;
 
 /// Start, stop and use an emulated host, for a computer without usable KVM.
 #[derive(ClapArgs)]
 #[command(after_help = "\
-An emulated host is QEMU without hardware help: 10 to 20 times slower than this computer, on one
-CPU. While one runs, and this computer has no hardware KVM, all other commands talk to the daemon in
-it.
+An emulated host is QEMU without hardware help: 10 to 20 times slower than this computer, on one CPU. While one \
+runs, and this computer has no hardware KVM, all other commands talk to the daemon in it.
 
 Examples:
   pando machine start               # then: pando run, fork, exec as everywhere
@@ -49,8 +45,8 @@ enum Command {
 /// Start the emulated host, and wait until the daemon in it answers.
 #[derive(ClapArgs)]
 #[command(after_help = "\
-Its VMs and images are on a disk of its own in the state directory, which outlives it. It has no way
-out to the network.
+Its VMs and images are on a disk of its own in the state directory, which outlives it. It has no way out to the \
+network.
 
 Examples:
   pando machine start
@@ -81,16 +77,16 @@ struct StatusArgs {}
 /// Run one command in a throw-away emulated host, which sees this computer's files and has a real /dev/kvm.
 #[derive(ClapArgs)]
 #[command(after_help = "\
-The command starts in the first --writable directory, with this environment, no input, no network.
-All files of this computer are there; what is written outside the --writable directories goes with
-the host, and /tmp and /run begin empty. Sockets belong there.
+The command starts in the first --writable directory, with this environment, no input, no network. All files of \
+this computer are there; what is written outside the --writable directories goes with the host, and /tmp and /run \
+begin empty. Sockets belong there.
 
 Exit status: the command's own; 124 when --timeout is over; 137 when the power was cut; 1 when there is no host.
 
 Examples:
   pando machine run -- ls -l /dev/kvm
-  pando machine run -m 8192 -t 3600 -w target -- target/debug/deps/boot-0123 --test-threads=1
-  pando machine run --disk disk.img --kill-after 500ms -- ./test-that-echoes-PANDO-CUT-POWER")]
+  pando machine run -m 8192 -t 1h -w target -- target/debug/some-tests
+  pando machine run --disk disk.img --kill-after 500ms -- ./test.sh")]
 struct RunArgs {
     /// RAM of the host.
     #[arg(short, long, value_name = "MIB", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(512..))]
@@ -121,10 +117,17 @@ struct KernelArgs {
     kernel: Option<PathBuf>,
 }
 
+impl Args {
+    /// What the output is, where that can be no JSON of ours.
+    pub(super) fn prints_something_else(&self) -> Option<&'static str> {
+        matches!(self.command, Command::Run(_)).then_some("what its command prints")
+    }
+}
+
 pub(super) fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     match args.command {
         Command::Start(args) => start(args, context),
-        Command::Stop(StopArgs {}) => stop(),
+        Command::Stop(StopArgs {}) => stop(context),
         Command::Status(StatusArgs {}) => status(context),
         Command::Run(args) => run_command(args),
     }
@@ -148,7 +151,7 @@ fn start(args: StartArgs, context: &Context) -> Result<ExitCode, Failure> {
     let running = match result? {
         Started::Now(running) => running,
         Started::Before(running) => {
-            eprintln!("it runs already");
+            out::note("note: it runs already\n");
             running
         }
     };
@@ -156,11 +159,14 @@ fn start(args: StartArgs, context: &Context) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn stop() -> Result<ExitCode, Failure> {
+fn stop(context: &Context) -> Result<ExitCode, Failure> {
     match host::stop(&Config::default_paths().state_dir)? {
         Stopped::PoweredOff => (),
-        Stopped::Killed => eprintln!("it did not power off in time and was killed"),
-        Stopped::Before => eprintln!("it does not run"),
+        Stopped::Killed => out::note("note: it did not power off in time and was killed\n"),
+        Stopped::Before => out::note("note: it did not run\n"),
+    }
+    if context.json() {
+        print(&Status::of(None), context)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -237,14 +243,13 @@ fn run_command(args: RunArgs) -> Result<ExitCode, Failure> {
         cache_dir: Config::default_paths().cache_dir,
     };
     let outcome = pando_machine::run(&spec, &mut tell)?;
-    Ok(match outcome {
-        Outcome::Exited(status) => ExitCode::from(status),
+    match outcome {
+        Outcome::Exited(status) => Ok(ExitCode::from(status)),
         Outcome::TimedOut => {
-            eprintln!("the time is over: {:?}", args.timeout);
-            ExitCode::from(TIMED_OUT)
+            Err(Failure::new(format!("it did not end within {:?}", args.timeout)).with_code(TIMED_OUT))
         }
-        Outcome::PowerCut => ExitCode::from(POWER_CUT),
-    })
+        Outcome::PowerCut => Ok(ExitCode::from(POWER_CUT)),
+    }
 }
 
 /// The environment of this process, without what is about folders and daemons that are not there inside.
@@ -256,7 +261,7 @@ fn environment() -> Vec<(OsString, OsString)> {
 /// Says what takes long, to a person.
 fn tell(step: &str) {
     if io::stderr().is_terminal() {
-        eprintln!("{step} ...");
+        out::note(&format!("{step} ...\n"));
     }
 }
 

@@ -30,7 +30,7 @@ mod vmm;
 mod each;
 
 use crate::context::Context;
-use crate::failure::Failure;
+use crate::failure::{Failure, USAGE};
 use std::process::ExitCode;
 
 /// What `pando` can do.
@@ -61,6 +61,11 @@ pub(crate) enum Command {
 impl Command {
     /// Runs it. `Ok` is the status to exit with, which need not be success.
     pub(crate) fn run(self, context: &Context) -> Result<ExitCode, Failure> {
+        if context.json()
+            && let Some(printed) = self.prints_something_else()
+        {
+            return Err(Failure::new(format!("JSON was asked for, and this command prints {printed}")).with_code(USAGE));
+        }
         match self {
             Self::Run(args) => wait_for(run::run(args, context)),
             Self::Fork(args) => wait_for(fork::run(args, context)),
@@ -82,6 +87,18 @@ impl Command {
             Self::Daemon(args) => daemon::run(args),
             Self::Vmm(args) => Ok(vmm::run(args)),
             Self::Completions(args) => completions::run(args),
+        }
+    }
+
+    /// What its output is, where that can be no JSON of ours.
+    fn prints_something_else(&self) -> Option<&'static str> {
+        match self {
+            Self::Exec(_) => Some("what its program prints"),
+            Self::Logs(_) => Some("what its VM wrote"),
+            Self::Cp(_) => Some("nothing, or an archive"),
+            Self::Completions(_) => Some("a script"),
+            Self::Machine(args) => args.prints_something_else(),
+            _ => None,
         }
     }
 }

@@ -9,7 +9,11 @@ use std::process::ExitCode;
 
 /// Show who was forked from whom.
 #[derive(clap::Args)]
-#[command(after_help = "A VM whose parent was removed stands at the top.\n\nExamples:\n  pando tree")]
+#[command(after_help = "\
+A VM whose parent was removed stands at the top. Names are cut where a line would not fit the terminal.
+
+Examples:
+  pando tree")]
 pub(crate) struct Args {}
 
 pub(super) async fn run(_args: Args, context: &Context) -> Result<ExitCode, Failure> {
@@ -17,7 +21,7 @@ pub(super) async fn run(_args: Args, context: &Context) -> Result<ExitCode, Fail
     if context.json() {
         out::json(&body)?;
     } else {
-        out::print(&render::tree(&body.read::<Vec<Vm>>()?))?;
+        out::print(&render::tree(&body.read::<Vec<Vm>>()?, out::width()))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,7 +1,7 @@
 //! Columns, two spaces apart, under a heading. Where they do not fit, the long texts are cut.
 
 /// What a cut column keeps at least.
-const SHORTEST: usize = 8;
+pub(super) const SHORTEST: usize = 8;
 
 /// A table being filled.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl Table {
 }
 
 /// `text` in at most `width` characters.
-fn cut(text: &str, width: usize) -> String {
+pub(super) fn cut(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
     }

@@ -4,7 +4,7 @@ use crate::pando::{command, wait};
 use std::fs;
 use std::path::Path;
 
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 24] = [
     "",
     "run",
     "fork",
@@ -21,12 +21,18 @@ const COMMANDS: [&str; 18] = [
     "rm",
     "images",
     "events",
+    "doctor",
+    "machine",
+    "machine start",
+    "machine stop",
+    "machine status",
+    "machine run",
     "daemon",
     "completions",
 ];
 
 fn help(name: &str) -> String {
-    let arguments: Vec<_> = [name, "--help"].into_iter().filter(|argument| !argument.is_empty()).collect();
+    let arguments: Vec<_> = name.split_whitespace().chain(["--help"]).collect();
     let outcome = wait(command(&arguments).spawn().unwrap());
     assert_eq!((outcome.code, outcome.stderr.as_str()), (0, ""));
     outcome.stdout
@@ -36,7 +42,8 @@ fn help(name: &str) -> String {
 fn help_says_what_the_golden_files_say() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/golden");
     for name in COMMANDS {
-        let path = golden.join(format!("{}.txt", if name.is_empty() { "pando" } else { name }));
+        let file = if name.is_empty() { "pando".to_owned() } else { name.replace(' ', "-") };
+        let path = golden.join(format!("{file}.txt"));
         let help = help(name);
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             fs::create_dir_all(&golden).unwrap();
@@ -54,6 +61,21 @@ fn help_has_examples_fits_80_columns_and_hides_what_is_not_for_people() {
         assert!(help.contains("Examples:"), "{name}");
         assert!(help.lines().all(|line| line.chars().count() <= 80), "{name}: {help}");
         assert!(!help.contains("vmm"), "{name}");
+    }
+}
+
+#[test]
+fn no_command_is_left_out_of_the_golden_files() {
+    let known = |name: &str| COMMANDS.contains(&name) || name == "help";
+    for group in ["", "machine "] {
+        let help = help(group.trim());
+        let (_, list) = help.split_once("Commands:\n").unwrap();
+        let names = list.lines().take_while(|line| !line.is_empty());
+        // What a command does may go on in a line of its own.
+        let names = names.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+        for name in names.filter_map(|line| line.split_whitespace().next()) {
+            assert!(known(&format!("{group}{name}")) || name == "help", "{group}{name}");
+        }
     }
 }
 

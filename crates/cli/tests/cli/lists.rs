@@ -26,8 +26,9 @@ fn ls_and_tree_print_tables_and_the_apis_body() {
     assert_eq!(run(&daemon, &["tree"]), is(0, "web          running   512 MiB\n└─ review.1  running   512 MiB\n", ""));
     for command in ["ls", "tree"] {
         assert_eq!(run(&daemon, &[command, "-o", "json"]), is(0, &format!("{}\n", two()), ""));
+        assert_eq!(run(&daemon, &[command, "--json"]), is(0, &format!("{}\n", two()), ""));
     }
-    assert_eq!(daemon.asked_for(), ["GET /vms"; 5]);
+    assert_eq!(daemon.asked_for(), ["GET /vms"; 7]);
 }
 
 #[test]
@@ -52,6 +53,16 @@ fn an_unknown_route_is_not_taken_for_a_missing_vm() {
     for answer in ["", r#"{"error":"there is no such route"}"#] {
         let outcome = run(&Daemon::saying(404, answer), &["events"]);
         assert_eq!(outcome.code, 1, "{outcome:?}");
+    }
+}
+
+#[test]
+fn nothing_is_cut_in_a_pipe_whatever_columns_says() {
+    let name = "n".repeat(63);
+    let daemon = Daemon::saying(200, &format!("[{}]", vm(&name, "null")));
+    for list in ["ls", "tree"] {
+        let narrow = crate::pando::wait(with(&daemon, &[list]).env("COLUMNS", "40").spawn().unwrap());
+        assert!(narrow.stdout.contains(&name), "{narrow:?}");
     }
 }
 

@@ -58,6 +58,7 @@ fn counts_and_names_that_make_no_sense_are_wrong_usage() {
         &["run", "img", "--memory", "lots"],
         &["run", "img", "--memory", "127M"],
         &["run", "img", "--memory", "65G"],
+        &["ls", "--json", "-o", "table"],
         &["exec", "web"],
         &["stop"],
         &["daemon", "--tcp", "127.0.0.1:0"],
@@ -96,6 +97,24 @@ fn an_empty_name_is_wrong_usage_and_reaches_no_route() {
         assert_eq!((outcome.code, outcome.stdout.as_str()), (2, ""), "{arguments:?}: {outcome:?}");
     }
     assert!(daemon.asked().is_empty());
+}
+
+#[test]
+fn json_is_refused_where_the_result_is_something_else() {
+    let daemon = Daemon::saying(200, "{}");
+    for arguments in [
+        &["exec", "-o", "json", "web", "true"][..],
+        &["logs", "--json", "web"],
+        &["cp", "--json", "web:/etc", "-"],
+        &["completions", "bash", "--json"],
+        &["machine", "run", "--json", "--", "true"],
+    ] {
+        let outcome = run(&daemon, arguments);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (2, ""), "{arguments:?}");
+        assert!(outcome.stderr.starts_with("error: JSON was asked for, and this command prints "), "{outcome:?}");
+    }
+    assert!(daemon.asked().is_empty());
+    assert_eq!(run(&daemon, &["exec", "web", "echo", "--json"]).stdout, "--json\n", "the program's own");
 }
 
 #[test]

@@ -44,8 +44,10 @@ fn names_of_vms_are_completed_and_a_daemon_that_is_not_there_is_not_started() {
         "command":[],"env":{},"pid":7,"created_ms":0,"owner":"o","epoch":1,"usage":null}]"#,
     );
     let dir = tempfile::tempdir().unwrap();
-    let complete = |host: &str| {
-        let mut complete = command(&["--", "pando", "inspect", "w"]);
+    std::fs::write(dir.path().join("words"), "").unwrap();
+    let complete_for = |what: &str, host: &str| {
+        let mut complete = command(&["--", "pando", what, "w"]);
+        complete.current_dir(dir.path());
         complete.env("COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", "2").env("_CLAP_IFS", "\n");
         complete.env("_CLAP_COMPLETE_COMP_TYPE", "9").env("_CLAP_COMPLETE_SPACE", "true");
         complete.env("PANDO_STATE_DIR", dir.path().join("state"));
@@ -55,8 +57,11 @@ fn names_of_vms_are_completed_and_a_daemon_that_is_not_there_is_not_started() {
         }
         wait(complete.spawn().unwrap())
     };
+    let complete = |host: &str| complete_for("inspect", host);
     assert_eq!(complete(&format!("unix://{}", daemon.socket().display())).stdout, "web");
     assert_eq!(complete("").stdout, "");
+    let host = format!("unix://{}", daemon.socket().display());
+    assert_eq!(complete_for("cp", &host).stdout, "web:\nwords", "VMs and paths");
     assert!(!dir.path().join("state").exists() && !dir.path().join("run").exists());
 }
 

@@ -5,6 +5,7 @@ mod get; // out of a VM
 mod put; // into a VM
 
 use crate::client::Client;
+use crate::complete;
 use crate::failure::Failure;
 use endpoint::Endpoint;
 use std::process::ExitCode;
@@ -22,8 +23,10 @@ Examples:
   pando cp web:/etc - | tar t")]
 pub(crate) struct Args {
     /// VM:PATH, a path, or -.
+    #[arg(add = complete::vm_or_path())]
     from: Endpoint,
     /// VM:PATH, a path, or -.
+    #[arg(add = complete::vm_or_path())]
     to: Endpoint,
 }
 
