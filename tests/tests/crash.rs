@@ -68,6 +68,9 @@ fn the_death_of_one_vm_hurts_no_relative_and_leaves_nothing() {
         let vm = dying.inspect();
         let (pid, sockets) = (vm.pid.unwrap(), daemon.runtime_dir().join("vms").join(&vm.id));
         assert!(sockets.is_dir());
+        // Of version 2 alone; others have none.
+        let groups = usize::from(Path::new("/sys/fs/cgroup/cgroup.controllers").exists());
+        assert_eq!(cgroups(&vm.id), groups, "it has a group of its own");
         kill(pid);
         let gone = || !Path::new(&format!("/proc/{pid}")).exists() && !sockets.exists() && cgroups(&vm.id) == 0;
         let took = wait_for("process, sockets and cgroup are gone", GONE_LIMIT, gone);

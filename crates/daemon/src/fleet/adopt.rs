@@ -52,6 +52,7 @@ impl Fleet {
             Ok(())
         })
         .await?;
+        self.0.supervisor.sweep_groups();
         let running = records.into_iter().filter(|record| record.state != State::Stopped);
         join_all(running.map(|record| self.settle(record))).await.into_iter().collect()
     }

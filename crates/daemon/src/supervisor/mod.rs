@@ -174,6 +174,13 @@ impl Supervisor {
         Err(io::Error::new(io::ErrorKind::ResourceBusy, "a process that cannot be found writes its disk"))
     }
 
+    /// Puts away the control groups that an earlier daemon left.
+    pub(crate) fn sweep_groups(&self) {
+        if let Some(cgroups) = &self.cgroups {
+            cgroups.sweep();
+        }
+    }
+
     /// Puts away what a VM that no longer runs has left, if it has.
     pub(crate) async fn sweep(&self, id: &str) {
         let sockets = self.paths.sockets(id);
@@ -182,7 +189,7 @@ impl Supervisor {
             tracing::warn!(vm = id, %error, "cannot remove its sockets");
         }
         if let Some(cgroups) = &self.cgroups {
-            cgroups.remove(id);
+            cgroups.remove(id).await;
         }
     }
 
