@@ -10,16 +10,6 @@ pub(crate) fn of_process(pid: u32) -> io::Result<Usage> {
     Ok(parse(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?))
 }
 
-/// How many pages of memory process `pid` has, without those of files. A counter: it costs nothing.
-pub(crate) fn resident_pages(pid: u32) -> io::Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/statm"))?;
-    let mut numbers = text.split_whitespace().skip(1).map(str::parse);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(resident)), Some(Ok(of_files))) => Ok(u64::saturating_sub(resident, of_files)),
-        _ => Err(io::ErrorKind::InvalidData.into()),
-    }
-}
-
 /// How much memory could be had without swapping, in bytes. `None` where the kernel does not say.
 pub(crate) fn available_bytes() -> Option<u64> {
     field(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
@@ -56,7 +46,6 @@ mod tests {
     #[test]
     fn this_process_uses_memory_and_the_host_has_some() {
         assert!(of_process(std::process::id()).unwrap().rss_bytes > 0);
-        assert!(resident_pages(std::process::id()).unwrap() > 0);
         assert!(available_bytes().unwrap() > 0);
     }
 }

@@ -78,6 +78,28 @@ async fn wherever_a_daemon_is_killed_the_next_one_has_only_vms_that_run_or_start
     }
 }
 
+#[tokio::test]
+async fn what_a_killed_daemon_was_starting_is_finished_by_the_next() {
+    let mut daemon = Daemon::elsewhere();
+    let mut process = start(daemon.path());
+    daemon.wait().await;
+    let kernel = daemon.path().join("kernel");
+    std::fs::write(&kernel, "no kernel").unwrap();
+    let run = json!({"name": "slow", "image": daemon.image().await, "kernel": kernel});
+    let asked = daemon.attempt(Method::POST, "/vms", run); // Its agent takes half a second.
+    let begun = eventually("its guest runs", async || {
+        daemon.get("/vms/slow/logs").await.1.as_str().is_some_and(|log| log.contains("booted"))
+    });
+    tokio::select! { _ = asked => panic!("it was not slow"), () = begun => () }
+    signal_kill(process.id());
+    process.wait().unwrap();
+
+    daemon.start_again().await;
+
+    eventually("it runs", async || daemon.vm("slow").await.state == State::Running).await;
+    assert_eq!(daemon.post("/vms/slow/exec", json!({"argv": ["echo"]})).await.0, 200);
+}
+
 /// No promise of its own: the process that the other test kills.
 #[tokio::test]
 #[ignore = "runs until it is killed"]

@@ -46,7 +46,9 @@ async fn what_the_first_child_wrote_is_expected_of_those_after_it() {
         daemon.fork("base", &[&format!("later-{count}")]).await.expected_pages == 4
     })
     .await;
-    assert_eq!(daemon.fork("second", &["grandchild"]).await.expected_pages, 0, "another VM has to be learned anew");
+    assert_eq!(daemon.fork("second", &["grandchild"]).await.expected_pages, 3, "what it was forked with is inherited");
+    daemon.run("stranger").await;
+    assert_eq!(daemon.fork("stranger", &["child"]).await.expected_pages, 0, "another VM has to be learned anew");
 }
 
 #[tokio::test]
@@ -210,4 +212,42 @@ async fn a_child_that_dies_before_its_agent_answers_is_known_at_once() {
     assert!(error.contains("monitor"), "{error}");
     assert_eq!(daemon.get("/vms").await.1.as_array().unwrap().len(), 1);
     assert_eq!(daemon.monitors(), 1, "nor is a zombie left");
+}
+
+#[tokio::test]
+async fn five_hundred_children_come_and_go_and_leave_nothing() {
+    let daemon = Daemon::start().await;
+    daemon.run("base").await;
+    let round = async |round: usize| {
+        let names: Vec<_> = (0..5).map(|child| format!("c{round}-{child}")).collect();
+        let report = daemon.fork("base", &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        let ids: Vec<_> = report.children.into_iter().map(|child| child.id.unwrap()).collect();
+        for id in &ids {
+            assert_eq!(daemon.delete(&format!("/vms/{id}?force=true")).await.0, 204);
+        }
+        ids
+    };
+    for warm in 0..3 {
+        round(warm).await; // What is made once is made now.
+    }
+    let before = daemon.belongings();
+
+    let mut ids = Vec::new();
+    for number in 3..103 {
+        ids.extend(round(number).await);
+    }
+
+    assert_eq!(ids.len(), 500);
+    let mut after = daemon.belongings();
+    // A connection of the last request may be on its way out.
+    for _ in 0..500 {
+        if after == before {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        after = daemon.belongings();
+    }
+    assert_eq!(after, before);
+    let groups = std::path::Path::new("/sys/fs/cgroup/pando");
+    assert!(ids.iter().all(|id| !groups.join(id).exists()), "a control group is left");
 }

@@ -78,7 +78,8 @@ async fn a_second_daemon_is_refused() {
     let refusal = async |change: &dyn Fn(&mut Config)| {
         let mut config = daemon.config.clone();
         change(&mut config);
-        serve_until(config, std::future::pending()).await.unwrap_err().to_string()
+        let refused = tokio::time::timeout(Duration::from_secs(20), serve_until(config, std::future::pending()));
+        refused.await.unwrap().unwrap_err().to_string()
     };
     let (pid, config) = (std::process::id(), &daemon.config);
     let state_dir = config.state_dir.display();
@@ -208,7 +209,8 @@ async fn disks_are_kept_when_their_database_is_lost() {
     let safe = daemon.path().join("safe.db");
     std::fs::rename(&database, &safe).unwrap();
     for _ in 0..2 {
-        let error = serve_until(daemon.config.clone(), std::future::pending()).await.unwrap_err();
+        let ready = std::future::ready(()); // One that is not refused ends.
+        let error = serve_until(daemon.config.clone(), ready).await.unwrap_err();
         let cause = std::error::Error::source(&error).unwrap().to_string();
         assert!(cause.contains("put their database back"), "{cause}");
         assert!(daemon.layer(&vm.id).join("data").exists());

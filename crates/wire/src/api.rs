@@ -92,9 +92,11 @@ pub struct ForkReport {
     /// The longest gap that a heartbeat inside the parent saw around the fork, in microseconds. Absent when the
     /// parent's agent did not answer.
     pub guest_gap_us: Option<u64>,
-    /// 4 KiB pages of guest memory that parent and children shared right after the fork.
+    /// 4 KiB pages that the parent's monitor had in common with its children, and with other relatives, when they were
+    /// ready: guest memory that neither side had changed, and a few MiB of the monitor itself.
     pub shared_pages: u64,
-    /// How many pages the children prepared ahead because an earlier child wrote them; 0 at a VM's first fork.
+    /// How many pages the children prepared ahead because an earlier child wrote them, of this VM or of the one that it
+    /// was forked from; 0 at the first fork of a VM that was booted.
     #[serde(default)]
     pub expected_pages: u32,
     /// One entry per child asked for, in order.
@@ -113,7 +115,7 @@ pub struct ChildReport {
     /// Where the child's time went, phase by phase, in microseconds (`seed`, `wait`, `create_vm`, `memory`, `vcpus`,
     /// `devices`, `total`), and of the `agent` from then on until its first reply.
     pub phases_us: BTreeMap<String, u64>,
-    /// Why it does not run.
+    /// Why it does not run; or, where it has an id, what went wrong although it runs: a fork hook that failed.
     pub error: Option<String>,
 }
 

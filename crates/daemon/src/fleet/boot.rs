@@ -2,11 +2,11 @@
 
 use super::error::{FleetError, cannot};
 use super::files::{self, Own, Shared, descriptors, open_kvm};
-use super::{Fleet, blocking, guest, launch, logs, names, wrong_state};
+use super::{Fleet, blocking, guest, launch, logs, names, room, wrong_state};
 use crate::agent::{Agent, AgentError};
 use crate::db::{Change, Insert, Record, now_ms};
 use crate::monitor::{Monitor, MonitorError};
-use crate::supervisor::{Process, spawn};
+use crate::supervisor::{DIED, Process, spawn};
 use pando_disk::{BLOCK_BYTES, MAX_DISK_BYTES};
 use pando_wire::agent::Request as AgentRequest;
 use pando_wire::api::{RunRequest, State, Vm};
@@ -37,6 +37,11 @@ impl Fleet {
         let request = checked(request)?;
         let kvm = self.0.kvm.clone();
         blocking(move || open_kvm(&kvm)).await?;
+        let named = request.name.as_deref();
+        room::check(
+            || format!("a VM{}", named.map(|name| format!(" called {name}")).unwrap_or_default()),
+            room::PER_BOOT,
+        )?;
         let Some(image) = self.0.db.image(&request.image).await? else {
             return Err(FleetError::NoSuchImage(request.image));
         };
@@ -103,6 +108,7 @@ impl Fleet {
                 most: MAX_RECOVERED_LAYERS + 1,
             });
         }
+        room::check(|| record.name.clone(), room::PER_BOOT)?;
         if !self.0.db.change(&id, record.epoch, Change::Starting).await? {
             return Err(wrong_state(&record, "start"));
         }
@@ -158,7 +164,13 @@ impl Fleet {
             Err(error) => {
                 process.kill();
                 process.end(&record.id).await;
-                return Err(cannot_boot(error));
+                return match error {
+                    // It had the listening socket, and took it along.
+                    MonitorError::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                        Err(self.boot_failed(record, format!("it {}", launch::as_clause(DIED)), console_start).await)
+                    }
+                    error => Err(cannot_boot(error)),
+                };
             }
         };
         let (live, answered) = inner.supervisor.supervise(&record.id, record.epoch, process, Arc::clone(&monitor));
@@ -192,9 +204,16 @@ impl Fleet {
                 false => Err(wrong_state(&self.find(&record.id).await?, "use")),
             };
         };
-        let (paths, id) = (inner.paths.clone(), record.id.clone());
-        let console = blocking(move || Ok(logs::last_lines(&paths, &id, console_start))).await?;
-        Err(FleetError::Boot { name: record.name.clone(), reason, console })
+        Err(self.boot_failed(record, reason, console_start).await)
+    }
+
+    /// An error with what VM `record` wrote to its console behind `start`.
+    async fn boot_failed(&self, record: &Record, reason: String, start: u64) -> FleetError {
+        let (paths, id) = (self.0.paths.clone(), record.id.clone());
+        match blocking(move || Ok(logs::last_lines(&paths, &id, start))).await {
+            Ok(console) => FleetError::Boot { name: record.name.clone(), reason, console },
+            Err(error) => error,
+        }
     }
 
     /// Starts a monitor for `record`.

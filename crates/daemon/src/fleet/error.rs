@@ -57,16 +57,12 @@ pub(crate) enum FleetError {
         /// The cause.
         source: io::Error,
     },
-    /// The children might not fit.
-    #[error(
-        "no room for {children} children of {name}: they may need {needed_mib} MiB and {available_mib} MiB are available"
-    )]
+    /// The host has too little memory.
+    #[error("no room for {what}: {needed_mib} MiB may be needed, and {available_mib} MiB are available")]
     NoRoom {
-        /// Of which VM.
-        name: String,
-        /// How many.
-        children: usize,
-        /// What they may need.
+        /// For what.
+        what: String,
+        /// What it may need, and what the host keeps.
         needed_mib: u64,
         /// What there is.
         available_mib: u64,

@@ -21,7 +21,7 @@ use super::error::{FleetError, cannot};
 use super::files::{Own, Shared, descriptors, open_kvm};
 use super::guest::identity;
 use super::turns::Turn;
-use super::{Fleet, blocking, launch, names, wrong_state};
+use super::{Fleet, blocking, launch, names, room, wrong_state};
 use crate::agent::{Agent, AgentError};
 use crate::db::{Change, Insert, Kind, Record, now_ms};
 use crate::monitor::{LONG, Monitor, MonitorError};
@@ -49,12 +49,10 @@ const BARRIER_LIMIT: Duration = Duration::from_secs(1);
 const READY_LIMIT: Duration = Duration::from_secs(30);
 /// How long a child's fork hooks may take.
 const ADOPT_LIMIT: Duration = Duration::from_secs(60);
+/// The unit of `shared_pages`.
+const PAGE_BYTES: u64 = 4096;
 /// How many threads create the files of children.
 const CREATORS: usize = 4;
-/// What a child may come to need for itself soon after the fork.
-const ROOM_PER_CHILD: u64 = 64 << 20;
-/// What the host keeps.
-const ROOM_FOR_HOST: u64 = 256 << 20;
 
 impl Fleet {
     /// Copies a running or paused VM. The answer tells of every child, also of those that failed.
@@ -70,7 +68,7 @@ impl Fleet {
         if !matches!(parent.state, State::Running | State::Paused) {
             return Err(wrong_state(&parent, "fork"));
         }
-        check_room(&parent.name, count)?;
+        room::check(|| format!("{count} children of {}", parent.name), room::PER_CHILD.saturating_mul(count as u64))?;
         let layers = self.0.db.layers(&id).await?;
         if layers.len() >= MAX_LAYERS {
             return Err(FleetError::TooDeep {
@@ -97,7 +95,10 @@ impl Fleet {
 
         let running = children.iter().filter(|child| child.id.is_some()).count();
         let detail = format!("{running} of {count} children, {} µs pause", timings.pause_us);
-        self.0.db.record(&id, Kind::Forked, &detail).await?;
+        if let Err(error) = self.0.db.record(&id, Kind::Forked, &detail).await {
+            // It is forked all the same.
+            tracing::error!(vm = id, %error, "cannot write down a fork");
+        }
         tracing::info!(vm = id, running, count, pause_us = timings.pause_us, "forked");
         Ok(ForkReport {
             parent: parent.name,
@@ -226,7 +227,6 @@ impl Fleet {
         drop(answering);
         let forked = self.ask_for_fork(parent, sockets).await;
         drop(barrier); // Its programs go on.
-        let shared_pages = self.resident_pages(&parent.id);
         let timings = match forked {
             Ok(timings) => timings,
             Err(error) => {
@@ -255,9 +255,15 @@ impl Fleet {
                 },
             }
         }));
-        let (reports, synced, guest_gap_us) =
+        let (mut reports, synced, guest_gap_us) =
             tokio::join!(reports, self.sync_layer_names(), longest_gap(programs, all_answered));
-        synced?;
+        if let Err(error) = synced {
+            // They run all the same, and whoever asked must be told of them.
+            for child in reports.iter_mut().filter(|child| child.id.is_some()) {
+                child.error.get_or_insert_with(|| error.in_one_line());
+            }
+        }
+        let shared_pages = self.shared_pages(&parent.id).await;
         self.sync_layers(&reports);
         Ok(Forked { timings, barrier_us, guest_gap_us, shared_pages, children: reports })
     }
@@ -384,11 +390,12 @@ impl Fleet {
         });
     }
 
-    /// How many pages the monitor of VM `id` has: all of them are shared when it was forked a moment ago. 0 if that
-    /// cannot be told.
-    fn resident_pages(&self, id: &str) -> u64 {
-        let pages = self.0.supervisor.live(id).and_then(|live| usage::resident_pages(live.pid()).ok());
-        pages.unwrap_or_default()
+    /// How many pages the monitor of VM `id` has in common with others. 0 if that cannot be told. Asked for when all is
+    /// done: the kernel takes a millisecond per gigabyte or so.
+    async fn shared_pages(&self, id: &str) -> u64 {
+        let Some(live) = self.0.supervisor.live(id) else { return 0 };
+        let usage = blocking(move || Ok(usage::of_process(live.pid()).ok())).await;
+        usage.ok().flatten().map_or(0, |usage| usage.rss_bytes.saturating_sub(usage.private_bytes) / PAGE_BYTES)
     }
 }
 
@@ -498,22 +505,6 @@ fn create(paths: &Paths, child: Planned) -> Child {
         },
     };
     Child { name: child.name, prepared }
-}
-
-/// Refuses a fork whose children would find no memory. Every page they change is copied; how many that will be nobody
-/// knows, so this asks for a little per child.
-fn check_room(name: &str, children: usize) -> Result<(), FleetError> {
-    let Some(available) = usage::available_bytes() else { return Ok(()) };
-    let needed = ROOM_FOR_HOST.saturating_add(ROOM_PER_CHILD.saturating_mul(children as u64));
-    if available < needed {
-        return Err(FleetError::NoRoom {
-            name: name.to_owned(),
-            children,
-            needed_mib: needed >> 20,
-            available_mib: available >> 20,
-        });
-    }
-    Ok(())
 }
 
 /// Tells the agent at `socket` to do something that a fork can do without.

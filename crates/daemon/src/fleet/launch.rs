@@ -35,7 +35,12 @@ pub(super) async fn started(answered: oneshot::Receiver<Response>) -> Result<Sta
 
 /// Waits until a VM that is to come to life has ended; the answer is how, behind "it".
 pub(super) async fn ended(live: &Live) -> String {
-    match live.ended().await.as_str() {
+    as_clause(&live.ended().await)
+}
+
+/// An ending behind "it".
+pub(super) fn as_clause(ending: &str) -> String {
+    match ending {
         "killed" => "was killed".into(),
         "reset" => "asked for a reset".into(),
         crate::supervisor::DIED => "ended: its monitor died".into(),

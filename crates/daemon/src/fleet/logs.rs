@@ -8,12 +8,15 @@ use futures_util::Stream;
 use futures_util::stream::try_unfold;
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::time::sleep;
 
 /// How often a console is looked at that is followed.
 const POLL: Duration = Duration::from_millis(100);
+/// How often a console is looked for that is not there yet.
+const OPENINGS: usize = 10;
 /// How much is read at a time.
 const CHUNK: usize = 64 << 10;
 /// How much of the end of a console is looked at for its last lines.
@@ -30,7 +33,7 @@ impl Fleet {
     ) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + use<>, FleetError> {
         let record = self.find(name).await?;
         let path = self.0.paths.console(&record.id);
-        let file = tokio::fs::File::open(&path).await.map_err(cannot(format!("open {}", path.display())))?;
+        let file = open(&path).await.map_err(cannot(format!("open {}", path.display())))?;
         let (fleet, id) = (self.clone(), record.id);
         Ok(try_unfold(file, move |mut file| {
             let (fleet, id) = (fleet.clone(), id.clone());
@@ -54,6 +57,17 @@ impl Fleet {
     }
 }
 
+/// Opens the console of a VM. That of one that is about to be made is waited for.
+async fn open(path: &Path) -> io::Result<tokio::fs::File> {
+    for _ in 0..OPENINGS {
+        match tokio::fs::File::open(path).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => sleep(POLL).await,
+            opened => return opened,
+        }
+    }
+    tokio::fs::File::open("/dev/null").await // It has written nothing.
+}
+
 /// How long a VM's console is. Blocks.
 pub(super) fn len(paths: &Paths, id: &str) -> u64 {
     fs::metadata(paths.console(id)).map_or(0, |metadata| metadata.len())
@@ -67,7 +81,7 @@ pub(super) fn last_lines(paths: &Paths, id: &str, start: u64) -> Vec<String> {
     lines
 }
 
-fn tail(path: &std::path::Path, start: u64) -> io::Result<Vec<String>> {
+fn tail(path: &Path, start: u64) -> io::Result<Vec<String>> {
     let mut file = fs::File::open(path)?;
     let end = file.metadata()?.len();
     file.seek(SeekFrom::Start(start.max(end.saturating_sub(TAIL_BYTES))))?;

@@ -15,6 +15,7 @@ mod learn; // what children of a VM write first
 mod life; // pause, resume, stop, kill, remove
 mod logs; // what a VM wrote to its console
 mod names; // possible names, made-up names
+mod room; // whether the host has memory
 mod turns; // one operation at a time per VM
 
 pub(crate) use error::{FleetError, cannot};

@@ -32,7 +32,7 @@ pub(super) async fn list(State(fleet): State<Fleet>) -> Result<Json<Vec<Vm>>, Fa
         (status = 404, body = Error, description = "There is no such image"),
         (status = 409, body = Error, description = "The name is taken"),
         (status = 500, body = Error, description = "It does not boot; the causes end in the last lines of its console"),
-        (status = 503, body = Error, description = "There is no KVM"),
+        (status = 503, body = Error, description = "There is no KVM, or no memory"),
     )
 )]
 pub(super) async fn run(State(fleet): State<Fleet>, Body(request): Body<RunRequest>) -> Result<Json<Vm>, Failure> {
@@ -79,7 +79,7 @@ pub(super) async fn remove(
     Ok(nothing())
 }
 
-/// Fork a running VM. The report tells of every child, also of those that failed.
+/// Fork a running or paused VM. The report tells of every child, also of those that failed.
 #[utoipa::path(
     post,
     path = "/vms/{name}/fork",
@@ -89,7 +89,8 @@ pub(super) async fn remove(
         (status = 200, body = ForkReport),
         (status = 400, body = Error, description = "There are no children in it, or too many"),
         (status = 404, body = Error, description = "There is no such VM"),
-        (status = 409, body = Error, description = "It does not run, or the tree would be too deep"),
+        (status = 409, body = Error, description = "It neither runs nor is paused, or the tree would be too deep"),
+        (status = 500, body = Error, description = "The monitor cannot fork; it goes on as it was"),
         (status = 503, body = Error, description = "There is no room for so many children"),
     )
 )]
@@ -141,7 +142,7 @@ pub(super) async fn resume(State(fleet): State<Fleet>, Name(name): Name) -> Resu
         (status = 404, body = Error, description = "There is no such VM"),
         (status = 409, body = Error, description = "It is not stopped"),
         (status = 500, body = Error, description = "It does not boot; the causes end in the last lines of its console"),
-        (status = 503, body = Error, description = "There is no KVM"),
+        (status = 503, body = Error, description = "There is no KVM, or no memory"),
     )
 )]
 pub(super) async fn start(State(fleet): State<Fleet>, Name(name): Name) -> Result<Json<Vm>, Failure> {

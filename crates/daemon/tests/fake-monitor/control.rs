@@ -21,7 +21,7 @@ pub(crate) fn serve(monitor: &Arc<Monitor>, connection: Connection) {
                 if monitor.name == "no-fork" {
                     Response::Refused(vec!["the disk is broken".into(), "no space left on device".into()])
                 } else {
-                    descriptors.into_iter().for_each(|control| spawn_child(&monitor.name, control));
+                    descriptors.into_iter().for_each(|control| spawn_child(monitor, control));
                     Response::Forked(ForkTimings {
                         pause_us: 15,
                         park_us: 1,
@@ -125,8 +125,10 @@ fn shift(monitor: &Monitor, phase: Phase) -> Response {
     Response::Done
 }
 
-fn spawn_child(parent: &str, control: OwnedFd) {
+fn spawn_child(monitor: &Monitor, control: OwnedFd) {
+    let expected = monitor.state.lock().unwrap().expected.pages().to_string();
     let program = std::env::current_exe().unwrap();
-    let mut seed = Command::new(program).args(["seed", parent]).stdin(Stdio::from(control)).spawn().unwrap();
+    let mut seed =
+        Command::new(program).args(["seed", &monitor.name, &expected]).stdin(Stdio::from(control)).spawn().unwrap();
     assert!(seed.wait().unwrap().success());
 }

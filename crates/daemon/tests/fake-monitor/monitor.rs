@@ -41,17 +41,20 @@ fn main() {
     let arguments: Vec<_> = std::env::args().collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         // Goes away at once, so that the child is left to the daemon, as a real monitor's seed does.
-        [_, "seed", parent] => {
-            let child =
-                Command::new(&arguments[0]).args(["vmm", "--name", &format!("child of {parent}")]).spawn().unwrap();
+        [_, "seed", parent, expected] => {
+            let child = Command::new(&arguments[0])
+                .args(["vmm", "--name", &format!("child of {parent}"), expected])
+                .spawn()
+                .unwrap();
             drop(child);
         }
-        [_, "vmm", "--name", name] => serve(name),
+        [_, "vmm", "--name", name] => serve(name, WorkingSet::default()),
+        [_, "vmm", "--name", name, pages] => serve(name, WorkingSet(vec![(0, pages.parse().unwrap())])),
         _ => panic!("unknown arguments {arguments:?}"),
     }
 }
 
-fn serve(name: &str) {
+fn serve(name: &str, expected: WorkingSet) {
     match name {
         "dead" => return,
         "child of late" => std::thread::sleep(std::time::Duration::from_secs(2)),
@@ -59,13 +62,7 @@ fn serve(name: &str) {
     }
     let monitor = Arc::new(Monitor {
         name: name.to_owned(),
-        state: Mutex::new(State {
-            phase: Phase::Created,
-            watching: Vec::new(),
-            disk: None,
-            expected: WorkingSet::default(),
-            touched: 0,
-        }),
+        state: Mutex::new(State { phase: Phase::Created, watching: Vec::new(), disk: None, expected, touched: 0 }),
     });
     let listener = Listener::from_fd(rustix::stdio::stdin().try_clone_to_owned().unwrap());
     loop {

@@ -154,6 +154,23 @@ impl Daemon {
         serde_json::from_value(vm).unwrap()
     }
 
+    /// All that could be left behind, of this process and below the daemon's folder: descriptors, without those of the
+    /// database, which come and go; monitors; mounts; files.
+    pub(crate) fn belongings(&self) -> (Vec<String>, usize, String, Vec<PathBuf>) {
+        let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let targets = descriptors.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        // Sockets and such have numbers in their names.
+        let kind = |target: PathBuf| target.to_string_lossy().split(":[").next().unwrap_or_default().to_owned();
+        let mut open: Vec<_> = targets.map(kind).filter(|target| !target.contains("pando.db")).collect();
+        open.retain(|target| !target.starts_with("/proc/"));
+        open.sort();
+        let mut files = Vec::new();
+        list(self.path(), &mut files);
+        files.retain(|file| !file.to_string_lossy().contains("pando.db"));
+        files.sort();
+        (open, self.monitors(), std::fs::read_to_string("/proc/self/mountinfo").unwrap(), files)
+    }
+
     /// How many monitors this process is to look after, zombies included. Orphans come to it.
     pub(crate) fn monitors(&self) -> usize {
         let ours = format!(" {} ", std::process::id());
@@ -207,6 +224,15 @@ pub(crate) async fn read(response: Response<Incoming>) -> (StatusCode, Value) {
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
     let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| String::from_utf8_lossy(&bytes).into());
     (status, body)
+}
+
+fn list(dir: &Path, files: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        files.push(entry.path());
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            list(&entry.path(), files);
+        }
+    }
 }
 
 /// Waits until `happens`, for at most ten seconds.
