@@ -113,7 +113,8 @@ pub struct ChildReport {
     /// From the request until the first successful reply of its agent, in microseconds.
     pub ready_us: Option<u64>,
     /// Where the child's time went, phase by phase, in microseconds (`seed`, `wait`, `create_vm`, `memory`, `vcpus`,
-    /// `devices`, `total`), and of the `agent` from then on until its first reply.
+    /// `devices`, `total`), of the `agent` from then on until its first reply, and of `adopt` from there until it had its
+    /// identity and its hooks had run.
     pub phases_us: BTreeMap<String, u64>,
     /// Why it does not run; or, where it has an id, what went wrong although it runs: a fork hook that failed.
     pub error: Option<String>,

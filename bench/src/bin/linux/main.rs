@@ -189,6 +189,29 @@ fn report_phases(measured: &[(u64, Vec<Forked>)]) {
         &measured.iter().map(phases_of).collect::<Vec<_>>(),
     );
 
+    println!(
+        "\nWhere the time goes from the request until the child's agent answers, and until it has its identity: medians, in µs"
+    );
+    let from_request = |(size, forked): &(u64, Vec<Forked>)| {
+        let child = |fork: &Forked, phase: &str| {
+            let children = fork.report.children.iter();
+            children.filter_map(|child| child.phases_us.get(phase).copied()).next().unwrap_or(0)
+        };
+        let parts = |fork: &Forked| {
+            [fork.report.prepare_us, fork.report.barrier_us, child(fork, "total"), child(fork, "agent")]
+        };
+        // What is between them: messages on their way, and the daemon's turn to run.
+        let rest = |fork: &Forked| ready_us_of(fork).saturating_sub(parts(fork).iter().sum());
+        let mut medians = vec![median_of(forked, ready_us_of)];
+        medians.extend((0..4).map(|part| median_of(forked, |fork| parts(fork)[part])));
+        medians.extend([median_of(forked, rest), median_of(forked, |fork| child(fork, "adopt"))]);
+        row(*size, medians.into_iter())
+    };
+    table(
+        &["RAM", "ready", "prepare", "barrier", "fork to run", "agent", "rest", "then adopt"],
+        &measured.iter().map(from_request).collect::<Vec<_>>(),
+    );
+
     println!("\nWhere a child's time goes, from the fork to its first instruction: medians, in µs");
     let head = ["RAM", "total", "seed", "wait", "copy", "create_vm", "memory", "vcpus", "map", "devices"];
     let of_children = |(size, forked): &(u64, Vec<Forked>)| {

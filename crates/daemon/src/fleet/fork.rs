@@ -342,6 +342,7 @@ impl Fleet {
         };
         drop(answering);
 
+        let answered = Instant::now();
         let adopt = AgentRequest::Adopt(identity(&record));
         let adopted = tokio::select! {
             adopted = Agent::order(&vsock, &adopt, ADOPT_LIMIT) => adopted,
@@ -354,6 +355,7 @@ impl Fleet {
             // Perhaps it does not, and a twin that thinks it is its parent must not run.
             Err(source) => return Err(FleetError::Agent { name: record.name.clone(), source }),
         };
+        let adopt_us = micros(answered.elapsed());
         let is_running = inner.db.change(&record.id, record.epoch, Change::Running { detail: "forked" }).await?;
         if !is_running {
             return Err(wrong_state(&self.find(&record.id).await?, "use"));
@@ -362,7 +364,7 @@ impl Fleet {
             name: record.name,
             id: Some(record.id),
             ready_us: Some(ready_us),
-            phases_us: phases(&timings, agent_us),
+            phases_us: phases(&timings, agent_us, adopt_us),
             error: hooks,
         })
     }
@@ -533,12 +535,13 @@ fn failure(name: String, error: &FleetError) -> ChildReport {
     ChildReport { name, id: None, ready_us: None, phases_us: BTreeMap::new(), error: Some(error.in_one_line()) }
 }
 
-fn phases(timings: &StartTimings, agent_us: u64) -> BTreeMap<String, u64> {
+fn phases(timings: &StartTimings, agent_us: u64, adopt_us: u64) -> BTreeMap<String, u64> {
     let StartTimings { total_us, seed_us, wait_us, create_vm_us, memory_us, copy_us, map_us, vcpus_us, devices_us } =
         *timings;
     [
         ("total", total_us),
         ("agent", agent_us),
+        ("adopt", adopt_us),
         ("seed", seed_us),
         ("wait", wait_us),
         ("create_vm", create_vm_us),
