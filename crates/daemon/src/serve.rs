@@ -195,9 +195,13 @@ async fn lock(path: PathBuf, dir: &Path, socket: &Path) -> Result<File, ServeErr
     Ok(file)
 }
 
-/// Whether a daemon listens on `socket`.
+/// Whether a daemon listens on `socket`. Of one that was killed while it started a monitor, the process that is about to
+/// become that monitor keeps locks and sockets for a moment: then somebody listens, but who began to is gone.
 async fn is_served(socket: &Path) -> bool {
-    UnixStream::connect(socket).await.is_ok()
+    let Ok(stream) = UnixStream::connect(socket).await else { return false };
+    let listener = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    // Of another PID namespace, its number is 0.
+    listener.is_none_or(|pid| pid == 0 || Path::new(&format!("/proc/{pid}")).exists())
 }
 
 /// Who this daemon is: made up once, kept for good.
