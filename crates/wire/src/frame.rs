@@ -40,10 +40,16 @@ pub fn write<T: Serialize>(stream: &mut impl Write, message: &T) -> io::Result<(
 /// Reads one message. `None` when the peer closed the stream between two messages.
 pub fn read<T: DeserializeOwned>(stream: &mut impl Read) -> io::Result<Option<T>> {
     let mut prefix = [0; 4];
-    match stream.read(&mut prefix)? {
-        0 => return Ok(None),
-        got => stream.read_exact(&mut prefix[got..])?,
+    let got = loop {
+        match stream.read(&mut prefix) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => (), // As `read_exact` has it.
+            got => break got?,
+        }
+    };
+    if got == 0 {
+        return Ok(None);
     }
+    stream.read_exact(&mut prefix[got..])?;
     let mut payload = vec![0; checked_len(prefix)?];
     stream.read_exact(&mut payload)?;
     decode(&payload).map(Some)
