@@ -15,7 +15,10 @@ use pando_wire::{
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    net::{AddressFamily, SocketFlags, SocketType, socketpair},
+    net::{
+        AddressFamily, SocketFlags, SocketType, socketpair,
+        sockopt::{Timeout, set_socket_timeout},
+    },
     process::{Signal, kill_process},
     stdio::stdin,
 };
@@ -39,6 +42,9 @@ const INTERVAL: Duration = Duration::from_millis(1);
 const SLOW_INTERVAL: Duration = Duration::from_millis(20);
 const CALM: u32 = 40;
 const LATE: Duration = Duration::from_millis(2);
+
+/// How long a heart may take to answer. One that takes longer was stopped by somebody, and is replaced.
+const LIMIT: Duration = Duration::from_secs(2);
 
 /// A heart, beating or waiting to.
 pub(crate) struct Heartbeat {
@@ -67,11 +73,12 @@ pub(crate) fn prepare(agent: &Agent) -> Result<(), Failure> {
 pub(crate) fn start(agent: &Agent) -> Result<(), Failure> {
     let mut slot = lock(&agent.heartbeat);
     if let Some(heart) = slot.as_mut()
+        && heart.wake()
         && heart.calm().and_then(|_| heart.begin()).is_ok()
     {
         return Ok(());
     }
-    // There is none, or somebody ended it.
+    // There is none, or it does not answer.
     let mut heart = make(agent)?;
     heart.begin().map_err(|error| failure::because("start the heartbeat", error))?;
     *slot = Some(heart);
@@ -102,12 +109,18 @@ fn make(agent: &Agent) -> Result<Heartbeat, Failure> {
     let plan = Plan::new(agent, &Exec { argv, ..Exec::default() })?;
     let (control, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
         .map_err(|error| cannot(error.into()))?;
+    set_socket_timeout(&control, Timeout::Recv, Some(LIMIT)).map_err(|error| cannot(error.into()))?;
     let null = File::options().read(true).write(true).open("/dev/null").map_err(cannot)?;
     let child = launch(agent, &plan, [theirs.as_fd(), null.as_fd(), null.as_fd()])?;
     Ok(Heartbeat { child, control: Peer::new(control), beats: false })
 }
 
 impl Heartbeat {
+    /// Lets it go on, should somebody have stopped every process (`kill -STOP -1`). Whether it is there.
+    fn wake(&self) -> bool {
+        self.child.exit.try_recv().is_err() && kill_process(self.child.pid, Signal::CONT).is_ok()
+    }
+
     /// Lets it beat, and waits for its first beat, so that no gap after that goes unseen.
     fn begin(&mut self) -> io::Result<()> {
         frame::write(&mut &self.control, &())?;

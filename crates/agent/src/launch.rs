@@ -30,8 +30,9 @@ use rustix::{
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
         SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+        sockopt::{Timeout, set_socket_timeout},
     },
-    process::{Gid, Pid, Uid},
+    process::{Gid, Pid, Signal, Uid, kill_process},
     stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stdin},
 };
 use serde::{Deserialize, Serialize};
@@ -46,10 +47,14 @@ use std::{
     },
     path::PathBuf,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 /// The first argument that makes this binary a helper.
 pub const HELPER: &str = "become";
+
+/// How long a helper may take to become a program: it stands still with all others around a fork.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// `PATH` of a program when neither the VM nor the request sets one.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -110,6 +115,7 @@ impl Helper {
     fn start(agent: &Agent) -> io::Result<Self> {
         let (control, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(io::Error::from)?;
+        set_socket_timeout(&control, Timeout::Recv, Some(LIMIT))?;
         let mut command = Command::new(&agent.helper);
         command.arg(HELPER).stdin(theirs).stdout(Stdio::null());
         let child = agent.reaper.spawn(&mut command)?;
@@ -122,7 +128,11 @@ impl Helper {
     fn take(agent: &Agent) -> io::Result<Self> {
         let waiting = lock(&agent.waiting).take();
         match waiting.filter(|helper| helper.child.exit.try_recv().is_err()) {
-            Some(helper) => Ok(helper),
+            Some(helper) => {
+                // Somebody may have stopped every process (`kill -STOP -1`).
+                let _ = kill_process(helper.child.pid, Signal::CONT);
+                Ok(helper)
+            }
             None => Self::start(agent),
         }
     }
@@ -156,7 +166,10 @@ pub fn launch(agent: &Agent, plan: &Plan, stdio: [BorrowedFd<'_>; 3]) -> Result<
     match told {
         Ok(None) => Ok(child),
         Ok(Some(failure)) => Err(failure),
-        Err(error) => Err(failure::because(format_args!("start {program}"), error)),
+        Err(error) => {
+            let _ = kill_process(child.pid, Signal::KILL); // It may only have been stopped.
+            Err(failure::because(format_args!("start {program}"), error))
+        }
     }
 }
 
