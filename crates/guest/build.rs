@@ -11,9 +11,11 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 fn main() {
     let var = |name| env::var(name).unwrap_or_else(|_| panic!("cargo did not set {name}"));
     let here = PathBuf::from(var("CARGO_MANIFEST_DIR"));
-    for path in ["../agent/src", "../agent/Cargo.toml", "../wire/src", "../wire/Cargo.toml", "../../Cargo.toml"] {
-        println!("cargo::rerun-if-changed={}", here.join(path).display());
+    for name in ["agent", "sys", "wire"] {
+        println!("cargo::rerun-if-changed={}", here.join("..").join(name).join("src").display());
+        println!("cargo::rerun-if-changed={}", here.join("..").join(name).join("Cargo.toml").display());
     }
+    println!("cargo::rerun-if-changed={}", here.join("../../Cargo.toml").display());
     println!("cargo::rerun-if-changed={}", here.join("../../Cargo.lock").display());
     println!("cargo::rerun-if-changed=build.rs");
 

@@ -177,6 +177,36 @@ fn no_random_number_is_drawn_twice_from_the_fork_on() {
     }
 }
 
+/// The children of a large fork begin to run long after their parent's programs stood still.
+#[test]
+#[ignore = "needs a Linux guest: make test"]
+fn twenty_children_of_one_fork_draw_no_random_number_in_common() {
+    let parent = TestDaemon::shared().boot("draws");
+    parent.start("getrandom /run/numbers 400000");
+    let enough = || parent.sh("wc -l < /run/numbers").parse::<u64>().unwrap() > 100;
+    wait_for("numbers are drawn", Duration::from_secs(60), enough);
+
+    let (report, children) = parent.fork_with(&["--count", "20", "--prefix", "drawn"]);
+    assert!(report.barrier_us.is_some(), "the parent's programs stood still");
+    for child in &report.children {
+        assert_eq!(child.reseeded, Some(true), "{} was reseeded before its programs ran", child.name);
+    }
+    let mut lines: Vec<_> = children.iter().map(numbers).collect();
+    lines.push(numbers(&parent));
+    let is_common = |index: usize| lines.iter().all(|each| each.get(index) == lines[0].get(index));
+    let common = (0..lines[0].len()).take_while(|&index| is_common(index)).count();
+    assert!(common > 100, "they have a past in common: {common} numbers");
+
+    let mut drawn_by: BTreeMap<&str, usize> = BTreeMap::new();
+    for (who, each) in lines.iter().enumerate() {
+        assert!(each.len() > common, "number {who} draws on");
+        for (_, number) in &each[common..] {
+            let other = drawn_by.insert(number, who);
+            assert_eq!(other, None, "{number} was drawn twice, the second time by number {who}");
+        }
+    }
+}
+
 /// Time and number of each line.
 fn numbers(vm: &TestVm) -> Vec<(u64, String)> {
     let text = vm.sh("cp /run/numbers /run/numbers.copy; cat /run/numbers.copy");

@@ -4,7 +4,10 @@ use crate::{heartbeat::Heartbeat, launch::Helper, reaper::Reaper};
 use pando_wire::agent::Identity;
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize},
+    },
 };
 
 /// The agent of one VM.
@@ -19,7 +22,11 @@ pub struct Agent {
     pub root: PathBuf,
     pub(crate) identity: Mutex<Identity>,
     pub(crate) heartbeat: Mutex<Option<Heartbeat>>,
-    pub(crate) barrier: Mutex<()>,
+    /// Held while programs stand still for a fork. Whether, the last time, the kernel's random numbers were its own
+    /// before they went on.
+    pub(crate) barrier: Mutex<bool>,
+    /// The host has sent a seed since that began.
+    pub(crate) seeded: AtomicBool,
     /// What the next program is made from.
     pub(crate) waiting: Mutex<Option<Helper>>,
     pub(crate) connections: AtomicUsize,
@@ -36,6 +43,7 @@ impl Agent {
             identity: Mutex::default(),
             heartbeat: Mutex::default(),
             barrier: Mutex::default(),
+            seeded: AtomicBool::new(false),
             waiting: Mutex::default(),
             connections: AtomicUsize::new(0),
         }

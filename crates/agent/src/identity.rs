@@ -9,8 +9,9 @@ use crate::{
     failure, heartbeat,
     launch::{Plan, launch},
     reaper::Child,
+    twins,
 };
-use pando_wire::agent::{Exec, Exit, Failure, FailureKind, Identity};
+use pando_wire::agent::{Exec, Exit, Failure, FailureKind, Identity, Reply, SEED};
 use rustix::process::{Signal, kill_process_group};
 use std::{
     collections::BTreeMap,
@@ -29,11 +30,12 @@ const HOOKS: &str = "etc/pando/fork.d";
 const HOOKS_LIMIT: Duration = Duration::from_secs(30);
 
 /// Becomes who the host says, and runs the hooks.
-pub(crate) fn adopt(agent: &Agent, identity: Identity) -> Result<(), Failure> {
+pub(crate) fn adopt(agent: &Agent, identity: Identity, seed: &[u8; SEED]) -> Reply {
+    let reseeded = twins::reseed(agent, seed);
     heartbeat::forget(agent);
     let taken = take_on(agent, identity);
     let hooked = run_hooks(agent);
-    taken.and(hooked)
+    Reply::Adopted { reseeded, failure: taken.and(hooked).err() }
 }
 
 /// Becomes who the host says: each part of it, whether or not another fails; the first failure is told.

@@ -23,6 +23,7 @@ mod files; // Put, Get and Stat
 pub mod heartbeat; // how long programs stood still
 mod identity; // who this VM is, and the fork hooks
 mod power; // the end
+mod freezer; // programs that stand still
 mod twins; // the barrier around a fork
 
 pub use agent::Agent;

@@ -84,8 +84,7 @@ fn serve(agent: &Agent, peer: &Peer) -> io::Result<()> {
         Request::Put { path } => files::put(&agent.root, peer, &path),
         Request::Get { path } => files::get(&agent.root, peer, &path),
         Request::Stat { path } => files::stat(&agent.root, peer, &path),
-        Request::Adopt(identity) => peer.conclude(identity::adopt(agent, identity)),
-        Request::HeartbeatStart => peer.conclude(heartbeat::start(agent)),
+        Request::Adopt { identity, seed } => peer.reply(&identity::adopt(agent, identity, &seed)),
         Request::HeartbeatStop => peer.reply(&heartbeat::stop(agent)),
         Request::PowerOff => {
             let told = peer.reply(&Reply::Done);

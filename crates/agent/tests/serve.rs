@@ -4,15 +4,20 @@
 
 use pando_agent::{Agent, launch, reaper::Reaper, server};
 use pando_wire::{
-    agent::{Exec, Exit, FailureKind, Identity, Input, Reply, Request, WindowSize},
+    agent::{
+        BARRIER_LIMIT_MS, BARRIER_NOTICE_MS, Exec, Exit, Failure, FailureKind, Identity, Input, RESEED_LIMIT_MS, Reply,
+        Request, WindowSize,
+    },
     frame,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use std::{
     collections::BTreeMap,
     fs,
     io::{ErrorKind, Read, Write},
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::{Path, PathBuf},
+    process::Command,
     sync::{Arc, OnceLock},
     thread,
     time::{Duration, Instant},
@@ -92,6 +97,14 @@ fn sh(script: &str) -> Exec {
 
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
+}
+
+/// Whether it was reseeded before its programs ran, and what went wrong.
+fn adopt(agent: &Arc<Agent>, identity: Identity) -> (bool, Option<Failure>) {
+    match Host::ask(agent, Request::Adopt { identity, seed: [7; 32] }).next() {
+        Some(Reply::Adopted { reseeded, failure }) => (reseeded, failure),
+        other => panic!("{other:?}"),
+    }
 }
 
 fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
@@ -190,7 +203,7 @@ fn the_environment_is_the_default_then_the_vm_then_the_request() {
     let agent = agent_in(directory.path());
     let env = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
     let identity = Identity { env: env(&[("A", "vm"), ("B", "vm")]), ..Identity::default() };
-    assert_eq!(Host::ask(&agent, Request::Adopt(identity)).next(), Some(Reply::Done));
+    assert_eq!(adopt(&agent, identity), (false, None));
     let exec = Exec { env: env(&[("B", "request")]), cwd: Some("/usr".into()), ..sh("env; pwd") };
     let (stdout, ..) = Host::exec(&agent, exec).rest();
     let lines: Vec<_> = text(&stdout).lines().collect();
@@ -400,7 +413,7 @@ fn a_child_takes_on_its_identity_and_runs_its_hooks_in_order() {
         generation: 3,
         env: BTreeMap::from([("SECRET".into(), "s3".into())]),
     };
-    assert_eq!(Host::ask(&agent, Request::Adopt(identity.clone())).next(), Some(Reply::Done));
+    assert_eq!(adopt(&agent, identity.clone()), (false, None));
     let read = |path: &str| fs::read_to_string(root.path().join(path)).unwrap();
     assert_eq!(read("log"), "first base.1 3\nsecond s3\n");
     assert_eq!(read("etc/machine-id"), "0123456789abcdef0123456789abcdef\n");
@@ -409,30 +422,36 @@ fn a_child_takes_on_its_identity_and_runs_its_hooks_in_order() {
     assert!(matches!(pong, Some(Reply::Pong { generation: 3, .. })), "{pong:?}");
 
     hook("30-bad", 0o755, "exit 4");
-    match Host::ask(&agent, Request::Adopt(Identity { generation: 4, ..identity })).next() {
-        Some(Reply::Failed(failure)) => {
-            assert!(failure.message.contains("30-bad: exited with status 4"), "{failure:?}")
-        }
-        other => panic!("{other:?}"),
-    }
+    let failure = adopt(&agent, Identity { generation: 4, ..identity }).1.unwrap();
+    assert!(failure.message.contains("30-bad: exited with status 4"), "{failure:?}");
     assert_eq!(fs::read_to_string(root.path().join("run/pando/generation")).unwrap(), "4");
 }
 
-#[test]
-fn a_heartbeat_notices_when_programs_stand_still() {
-    let agent = agent();
-    assert_eq!(Host::ask(&agent, Request::HeartbeatStart).next(), Some(Reply::Done));
-    thread::sleep(Duration::from_millis(200));
+/// The parent's part of a fork, which starts the heartbeat.
+fn barrier(agent: &Arc<Agent>) {
+    assert_eq!(Host::ask(agent, Request::ForkBarrier).next(), Some(Reply::Done));
+}
+
+/// The heart that this process has.
+fn heart() -> Pid {
     let heart = fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
         let command = fs::read_to_string(entry.path().join("cmdline")).ok()?;
         let ours =
             fs::read_to_string(entry.path().join("status")).ok()?.contains(&format!("PPid:\t{}", std::process::id()));
         (ours && command.ends_with("\0beat\0")).then(|| entry.file_name().to_str()?.parse::<i32>().ok()).flatten()
     });
-    let heart = rustix::process::Pid::from_raw(heart.unwrap()).unwrap();
-    rustix::process::kill_process(heart, rustix::process::Signal::STOP).unwrap();
+    Pid::from_raw(heart.unwrap()).unwrap()
+}
+
+#[test]
+fn a_heartbeat_notices_when_programs_stand_still() {
+    let cgroup = tempfile::tempdir().unwrap();
+    let agent = agent_in_cgroup(cgroup.path());
+    barrier(&agent);
+    thread::sleep(Duration::from_millis(200));
+    kill_process(heart(), Signal::STOP).unwrap();
     thread::sleep(Duration::from_millis(300));
-    rustix::process::kill_process(heart, rustix::process::Signal::CONT).unwrap();
+    kill_process(heart(), Signal::CONT).unwrap();
     match Host::ask(&agent, Request::HeartbeatStop).next() {
         Some(Reply::Gap { longest_us, beats }) => {
             assert!(longest_us >= 290_000, "{longest_us}");
@@ -444,9 +463,34 @@ fn a_heartbeat_notices_when_programs_stand_still() {
 }
 
 #[test]
-fn a_heartbeat_that_sees_nothing_new_calms_down() {
+fn a_heart_that_was_stopped_keeps_no_fork_from_its_barrier() {
+    let cgroup = tempfile::tempdir().unwrap();
+    let agent = agent_in_cgroup(cgroup.path());
+    barrier(&agent);
+    kill_process(heart(), Signal::STOP).unwrap();
+    barrier(&agent); // It goes on.
+
+    let stopped = heart();
+    kill_process(stopped, Signal::STOP).unwrap();
+    assert!(matches!(Host::ask(&agent, Request::HeartbeatStop).next(), Some(Reply::Failed(_))));
+    barrier(&agent);
+    assert_ne!(heart(), stopped, "one that does not answer is replaced");
+    assert!(matches!(Host::ask(&agent, Request::HeartbeatStop).next(), Some(Reply::Gap { .. })));
+}
+
+#[test]
+fn a_helper_that_was_stopped_while_it_waited_becomes_a_program_all_the_same() {
     let agent = agent();
-    assert_eq!(Host::ask(&agent, Request::HeartbeatStart).next(), Some(Reply::Done));
+    launch::prepare(&agent);
+    kill_process(launch::waiting(&agent).unwrap(), Signal::STOP).unwrap();
+    assert_eq!(Host::exec(&agent, sh("exit 7")).rest().2, Some(Reply::Exited(Exit::Code(7))));
+}
+
+#[test]
+fn a_heartbeat_that_sees_nothing_new_calms_down() {
+    let cgroup = tempfile::tempdir().unwrap();
+    let agent = agent_in_cgroup(cgroup.path());
+    barrier(&agent);
     thread::sleep(Duration::from_secs(2));
     match Host::ask(&agent, Request::HeartbeatStop).next() {
         Some(Reply::Gap { beats, .. }) => assert!((50..1000).contains(&beats), "{beats} beats in 2 s"),
@@ -476,7 +520,7 @@ fn a_helper_that_was_ended_while_it_waited_is_replaced() {
     let agent = agent();
     launch::prepare(&agent);
     let waiting = launch::waiting(&agent).unwrap();
-    rustix::process::kill_process(waiting, rustix::process::Signal::KILL).unwrap();
+    kill_process(waiting, Signal::KILL).unwrap();
     wait_until("its end is known", || !Path::new(&format!("/proc/{}", waiting.as_raw_nonzero())).exists());
     thread::sleep(Duration::from_millis(50)); // To the agent, too.
     let (_, _, last) = Host::exec(&agent, sh("exit 7")).rest();
@@ -517,14 +561,14 @@ fn a_guest_that_cannot_freeze_says_so_instead_of_letting_a_fork_through() {
 }
 
 /// A cgroup that is a plain directory: everything in it is frozen at once.
-fn agent_in_cgroup(cgroup: &Path) -> Arc<Agent> {
+fn in_cgroup(cgroup: &Path) -> PathBuf {
     fs::write(cgroup.join("cgroup.events"), "populated 1\nfrozen 1\n").unwrap();
-    Arc::new(Agent::new(
-        reaper(),
-        PathBuf::from(env!("CARGO_BIN_EXE_pando-agent")),
-        Some(cgroup.to_owned()),
-        "/".into(),
-    ))
+    cgroup.to_owned()
+}
+
+fn agent_in_cgroup(cgroup: &Path) -> Arc<Agent> {
+    let helper = PathBuf::from(env!("CARGO_BIN_EXE_pando-agent"));
+    Arc::new(Agent::new(reaper(), helper, Some(in_cgroup(cgroup)), "/".into()))
 }
 
 fn frozen(cgroup: &Path) -> bool {
@@ -544,23 +588,78 @@ fn programs_stand_still_from_the_answer_until_the_host_ends_the_barrier() {
     assert!(ended.elapsed() < Duration::from_millis(200), "the parent waited for a reseed that is not coming");
 }
 
+/// The barrier of an agent that becomes a child: its connection is reset once programs stand still.
+fn torn_barrier(agent: &Arc<Agent>, cgroup: &Path) {
+    let host = Host::ask(agent, Request::ForkBarrier);
+    wait_until("the freeze", || cgroup.join("cgroup.freeze").exists());
+    thread::sleep(Duration::from_millis(50));
+    drop(host); // With the answer unread, which resets the connection.
+}
+
 #[test]
-fn a_child_stands_still_until_it_reseeded_or_gave_up_waiting() {
+fn a_child_stands_still_until_it_has_random_numbers_of_its_own_and_says_whether_it_did() {
+    let (root, cgroup) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let agent = Arc::new(Agent::new(
+        reaper(),
+        PathBuf::from(env!("CARGO_BIN_EXE_pando-agent")),
+        Some(in_cgroup(cgroup.path())),
+        root.path().to_owned(),
+    ));
+    torn_barrier(&agent, cgroup.path());
+    thread::sleep(Duration::from_millis(500));
+    assert!(frozen(cgroup.path()), "programs run with their parent's random numbers");
+    if pando_sys::reseed(&[]).is_err() {
+        return eprintln!("skipped: a host's seed needs CAP_SYS_ADMIN");
+    }
+    assert_eq!(adopt(&agent, Identity::default()), (true, None));
+    assert!(!frozen(cgroup.path()));
+
+    // Without a barrier nothing stood still, whatever was true of an earlier fork.
+    assert_eq!(adopt(&agent, Identity::default()), (false, None));
+}
+
+#[test]
+fn a_child_that_nobody_gives_random_numbers_does_not_stand_still_for_ever() {
+    let cgroup = tempfile::tempdir().unwrap();
+    torn_barrier(&agent_in_cgroup(cgroup.path()), cgroup.path());
+    let began = Instant::now();
+    thread::sleep(Duration::from_millis(RESEED_LIMIT_MS / 2));
+    assert!(frozen(cgroup.path()));
+    while frozen(cgroup.path()) {
+        assert!(began.elapsed() < 4 * Duration::from_millis(RESEED_LIMIT_MS), "programs stand still for ever");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A child of a fork of fifty begins to run long after its parent stood still, and its clock went on meanwhile. A
+/// barrier that had given up over that let programs go on with their parent's random numbers.
+#[test]
+fn a_child_that_begins_to_run_late_stands_still_all_the_same() {
     let cgroup = tempfile::tempdir().unwrap();
     let host = Host::ask(&agent_in_cgroup(cgroup.path()), Request::ForkBarrier);
     wait_until("the freeze", || cgroup.path().join("cgroup.freeze").exists());
     thread::sleep(Duration::from_millis(50));
-    drop(host); // With the answer unread, which resets the connection.
-    thread::sleep(Duration::from_millis(100));
+
+    let away = 2 * Duration::from_millis(BARRIER_LIMIT_MS + BARRIER_NOTICE_MS);
+    let began = Instant::now();
+    let script = format!("kill -STOP {0}; sleep {1}; kill -CONT {0}", std::process::id(), away.as_secs());
+    let mut stop = Command::new("/bin/sh").args(["-c", &script]).spawn().unwrap();
+    wait_until("this process stood still", || began.elapsed() >= away);
+    thread::sleep(Duration::from_millis(500)); // It has seen the time by now.
+    assert!(frozen(cgroup.path()), "the time that it was away ended the barrier");
+    drop(host);
+    thread::sleep(Duration::from_millis(500));
     assert!(frozen(cgroup.path()), "programs run with their parent's random numbers");
-    wait_until("the thaw", || !frozen(cgroup.path()));
+    let _ = stop.wait(); // The reaper may have been first.
 }
 
 #[test]
-fn a_barrier_that_nobody_ends_ends_itself() {
+fn a_barrier_that_nobody_ends_says_so_and_ends_itself() {
     let cgroup = tempfile::tempdir().unwrap();
     let host = Host::ask(&agent_in_cgroup(cgroup.path()), Request::ForkBarrier);
     assert_eq!(host.next(), Some(Reply::Done));
+    assert!(matches!(host.next(), Some(Reply::Failed(_))));
+    assert!(frozen(cgroup.path()), "the host hears of it before programs go on");
     wait_until("the thaw", || !frozen(cgroup.path()));
     assert_eq!(host.next(), None);
 }

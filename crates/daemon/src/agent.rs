@@ -1,7 +1,9 @@
 //! The daemon's side of the agent's protocol, over a VM's vsock socket.
 
-use pando_wire::agent::{Failure, PORT, Reply, Request};
+use pando_wire::agent::{Failure, Identity, PORT, Reply, Request, SEED, VERSION};
 use pando_wire::frame;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use serde::Serialize;
 use std::io;
 use std::path::Path;
@@ -36,9 +38,23 @@ pub(crate) enum AgentError {
     /// It answered that it cannot.
     #[error("{}", .0.message)]
     Failed(Failure),
+    /// It is of a build that speaks another version of the protocol.
+    #[error(
+        "the agent in the guest speaks version {0} of the protocol and this build {VERSION}: stop the VM and start it again"
+    )]
+    Version(u32),
     /// It answered something else than what was asked.
     #[error("the agent in the guest gave an answer that does not belong to the request")]
     Confused,
+}
+
+/// How a child took on who it is.
+#[derive(Debug)]
+pub(crate) struct Adopted {
+    /// Whether its random numbers were its own before its programs ran.
+    pub(crate) reseeded: bool,
+    /// What went wrong with its identity or its hooks.
+    pub(crate) failure: Option<Failure>,
 }
 
 /// One connection to an agent.
@@ -67,8 +83,21 @@ impl Agent {
         Ok(Self(stream))
     }
 
+    /// One attempt to connect, send `request` and read the first reply.
+    async fn talk(socket: &Path, request: &Request) -> io::Result<(Self, Reply)> {
+        let mut agent = Self::connect(socket).await?;
+        // An agent that has too many connections says so before it is asked, and closes: the request then meets a closed
+        // end, and the answer is there to be read all the same.
+        let sent = agent.send(request).await;
+        match (agent.receive().await, sent) {
+            (Ok(reply), _) => Ok((agent, reply)),
+            (Err(_), Err(unsent)) => Err(unsent),
+            (Err(unheard), Ok(())) => Err(unheard),
+        }
+    }
+
     /// Connects, sends `request` and reads the first reply, again and again until an attempt succeeds or `limit` is
-    /// over. Only for requests that may be made twice.
+    /// over. Only for requests that may be made twice. An agent of another version is refused.
     pub(crate) async fn reach(socket: &Path, request: &Request, limit: Duration) -> Result<(Self, Reply), AgentError> {
         let deadline = Instant::now() + limit;
         let (mut pause, mut attempt) = (PAUSES.0, ATTEMPTS.0);
@@ -78,13 +107,10 @@ impl Agent {
             if left.is_zero() {
                 return Err(AgentError::Late { limit, source: last });
             }
-            let once = async {
-                let mut agent = Self::connect(socket).await?;
-                agent.send(request).await?;
-                let reply = agent.receive().await?;
-                Ok::<_, io::Error>((agent, reply))
-            };
-            match timeout(attempt.min(left), once).await {
+            match timeout(attempt.min(left), Self::talk(socket, request)).await {
+                Ok(Ok((_, Reply::Pong { version, .. }))) if version != VERSION => {
+                    return Err(AgentError::Version(version));
+                }
                 Ok(Ok((_, Reply::Failed(failure)))) => return Err(AgentError::Failed(failure)),
                 Ok(Ok(reached)) => return Ok(reached),
                 Ok(Err(error)) => last = Some(error),
@@ -107,13 +133,7 @@ impl Agent {
 
     /// Makes one request on a connection of its own, once, and returns its first reply.
     pub(crate) async fn ask(socket: &Path, request: &Request, limit: Duration) -> Result<(Self, Reply), AgentError> {
-        let once = async {
-            let mut agent = Self::connect(socket).await?;
-            agent.send(request).await?;
-            let reply = agent.receive().await?;
-            Ok::<_, io::Error>((agent, reply))
-        };
-        match timeout(limit, once).await {
+        match timeout(limit, Self::talk(socket, request)).await {
             Ok(Ok((_, Reply::Failed(failure)))) => Err(AgentError::Failed(failure)),
             Ok(reached) => Ok(reached?),
             Err(Elapsed { .. }) => Err(AgentError::Late { limit, source: None }),
@@ -126,6 +146,24 @@ impl Agent {
             (agent, Reply::Done) => Ok(agent),
             _ => Err(AgentError::Confused),
         }
+    }
+
+    /// Tells a child of a fork who it is, with a seed that nobody else gets.
+    pub(crate) async fn adopt(
+        socket: &Path,
+        identity: Identity,
+        seed: [u8; SEED],
+        limit: Duration,
+    ) -> Result<Adopted, AgentError> {
+        match Self::ask(socket, &Request::Adopt { identity, seed }, limit).await? {
+            (_, Reply::Adopted { reseeded, failure }) => Ok(Adopted { reseeded, failure }),
+            _ => Err(AgentError::Confused),
+        }
+    }
+
+    /// Whether it has said nothing more, and the connection is whole.
+    pub(crate) fn is_silent(&self) -> bool {
+        matches!(recv(&self.0, &mut [0; 1], RecvFlags::DONTWAIT | RecvFlags::PEEK), Err(Errno::AGAIN))
     }
 
     async fn send(&mut self, message: &impl Serialize) -> io::Result<()> {
@@ -150,4 +188,54 @@ pub(crate) async fn read_reply(stream: &mut (impl AsyncReadExt + Unpin)) -> io::
     let mut payload = vec![0; frame::checked_len(prefix)?];
     stream.read_exact(&mut payload).await?;
     frame::decode(&payload)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pando_wire::agent::FailureKind;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// A guest that says `reply` on every connection, before it is asked anything, and hangs up.
+    fn guest(reply: Reply) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("vsock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                stream.read_exact(&mut [0; "CONNECT 1024\n".len()]).unwrap();
+                // All in one, so that it has hung up by the time that the host asks.
+                let bytes = [b"OK 1\n", frame::encode(&reply).unwrap().as_slice()].concat();
+                stream.write_all(&bytes).unwrap();
+                drop(stream);
+            }
+        });
+        (dir, socket)
+    }
+
+    /// The agent's refusal of a connection over its limit was lost: the request met a closed end, and the host tried
+    /// again until its time was over.
+    #[tokio::test]
+    async fn why_a_connection_is_refused_is_heard_though_the_request_is_not() {
+        let refusal = Failure { kind: FailureKind::Other, message: "the agent serves 256 connections already".into() };
+        let (_dir, socket) = guest(Reply::Failed(refusal.clone()));
+        for _ in 0..50 {
+            let asked = Agent::ask(&socket, &Request::HeartbeatStop, LIMIT).await;
+            assert!(matches!(&asked, Err(AgentError::Failed(failure)) if *failure == refusal), "{asked:?}");
+        }
+        let reached = Agent::reach(&socket, &Request::Ping, LIMIT).await;
+        assert!(matches!(&reached, Err(AgentError::Failed(failure)) if *failure == refusal), "{reached:?}");
+    }
+
+    #[tokio::test]
+    async fn an_agent_of_another_version_is_refused() {
+        let (_dir, socket) = guest(Reply::Pong { version: VERSION - 1, generation: 0 });
+        let reached = Agent::reach(&socket, &Request::Ping, LIMIT).await;
+        assert!(matches!(reached, Err(AgentError::Version(version)) if version == VERSION - 1), "{reached:?}");
+    }
 }

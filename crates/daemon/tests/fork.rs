@@ -68,6 +68,21 @@ async fn one_of_ten_children_fails_and_nine_run() {
 }
 
 #[tokio::test]
+async fn what_children_may_have_in_common_is_told() {
+    let daemon = Daemon::start().await;
+    daemon.run("base").await;
+    let children = json!({"children": [{"name": "own"}, {"name": "same", "env": {"NO_SEED": "1"}}]});
+    let (_, report) = daemon.post("/vms/base/fork", children).await;
+    assert!(report["barrier_us"].is_u64(), "{report}");
+    assert_eq!((&report["children"][0]["reseeded"], &report["children"][1]["reseeded"]), (&json!(true), &json!(false)));
+
+    // Its agent says that it cannot hold its programs any longer.
+    daemon.run("restless").await;
+    let (_, report) = daemon.post("/vms/restless/fork", json!({"children": [{}]})).await;
+    assert!(report["barrier_us"].is_null() && report["children"][0]["error"].is_null(), "{report}");
+}
+
+#[tokio::test]
 async fn children_fail_in_their_own_ways_and_leave_nothing() {
     let daemon = Daemon::start().await;
     daemon.run("base").await;

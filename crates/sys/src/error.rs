@@ -15,6 +15,10 @@ impl SysError {
         Self { call, source: io::Error::last_os_error() }
     }
 
+    pub(crate) fn io(call: &'static str, source: io::Error) -> Self {
+        Self { call, source }
+    }
+
     /// A list for the kernel that does not fit the kernel's limits.
     pub(crate) fn too_many(call: &'static str) -> Self {
         Self { call, source: io::Error::from(io::ErrorKind::InvalidInput) }

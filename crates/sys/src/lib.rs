@@ -1,4 +1,4 @@
-//! The host kernel: KVM, guest memory's mappings, kicks and `fork(2)`.
+//! The host kernel: KVM, guest memory's mappings, kicks and `fork(2)`; and the one call that the agent in a guest needs.
 //!
 //! Its own crate because it is the only one that may say `unsafe`. Everything that leaves it is safe to call: a [`Vm`]
 //! keeps its memory, a [`Vcpu`] keeps its `Vm`, and no bare KVM descriptor gets out.
@@ -13,12 +13,14 @@ mod vcpu; // one vCPU: running it and what it stops for
 mod vcpu_state; // what of it a fork carries over
 mod kick; // stopping a vCPU from another thread
 mod process; // fork(2) and what a child may keep
+mod random; // the agent's: the kernel's random numbers
 pub mod probe; // how fast this computer's KVM is
 
 pub use error::SysError;
 pub use kick::Kicker;
 pub use memory::{HUGE_PAGE, guest_memory, unshare};
 pub use process::{Forked, disown_children, fork, is_one_file};
+pub use random::reseed;
 pub use vcpu::{Exit, Vcpu};
 pub use vcpu_state::{Tsc, VcpuState};
 pub use vm::{Kvm, Vm};

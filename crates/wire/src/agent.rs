@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 pub const PORT: u32 = 1024;
 
 /// Counts up with every change of this file that an older peer would misread. [`Reply::Pong`] carries the agent's.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Where the initramfs holds a [`Boot`].
 pub const BOOT_PATH: &str = "/pando/boot";
@@ -51,11 +51,21 @@ pub enum Request {
         /// What, in the guest.
         path: String,
     },
-    /// You are a child of a fork: take on this identity. → `Done` once the hooks have run, or `Failed` when one of
-    /// them failed (the identity is taken on all the same).
-    Adopt(Identity),
-    /// Forget the gaps seen so far and begin to beat. → `Done`.
-    HeartbeatStart,
+    /// You are a child of a fork: take on this identity. → `Adopted` once the hooks have run.
+    Adopt {
+        /// Who it is now.
+        identity: Identity,
+        /// Random bytes that no relative has, for the kernel's random numbers.
+        seed: [u8; SEED],
+    },
+    /// A fork comes: begin to beat, and let every user program stand still. → `Done` once none runs, or `Failed` and
+    /// all run.
+    ///
+    /// They go on when this connection ends. In the parent the host closes it once the fork is over; when that takes
+    /// [`BARRIER_LIMIT_MS`], the agent says `Failed` and lets them go on [`BARRIER_NOTICE_MS`] later. In a child the
+    /// reset of all connections ends it, and programs go on when the kernel's random numbers differ from the parent's:
+    /// when it says so, or with the seed of [`Request::Adopt`]; after [`RESEED_LIMIT_MS`] in any case.
+    ForkBarrier,
     /// Stop beating. → `Gap`.
     HeartbeatStop,
     /// Stop the command and power off. → `Done`, and then the VM ends.
@@ -65,16 +75,21 @@ pub enum Request {
         /// Nanoseconds since 1970.
         unix_ns: u64,
     },
-    /// A fork comes: let every user program stand still. → `Done` once none runs, or `Failed` and all run.
-    ///
-    /// They go on when this connection ends, at the latest after [`BARRIER_LIMIT_MS`]. In the parent the host closes it
-    /// once the fork is over. In a child the reset of all connections ends it, and the agent first waits until the
-    /// kernel's random numbers differ from the parent's.
-    ForkBarrier,
 }
 
-/// How long user programs stand still after [`Request::ForkBarrier`] when nobody ends its connection.
+/// How long user programs stand still after [`Request::ForkBarrier`] before the agent says that it cannot hold them any
+/// longer. Of this limit and the two below, time during which the guest itself was away counts next to nothing.
 pub const BARRIER_LIMIT_MS: u64 = 2000;
+
+/// How long after that they go on. A host that has not heard of it when a fork is over knows that the child had at least
+/// this long to notice that it is one.
+pub const BARRIER_NOTICE_MS: u64 = 1000;
+
+/// How long programs of a child stand still when neither its kernel nor its host changes its random numbers.
+pub const RESEED_LIMIT_MS: u64 = 10_000;
+
+/// Bytes of the seed in [`Request::Adopt`].
+pub const SEED: usize = 32;
 
 /// A program to run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,6 +164,13 @@ pub enum Reply {
         longest_us: u64,
         /// How many beats there were.
         beats: u64,
+    },
+    /// The identity is taken on.
+    Adopted {
+        /// Whether programs stood still from before the fork until the kernel's random numbers were this VM's own.
+        reseeded: bool,
+        /// What went wrong with the identity or with the hooks.
+        failure: Option<Failure>,
     },
 }
 

@@ -75,8 +75,9 @@ pub struct ForkReport {
     pub parent: String,
     /// From the arrival of the request until records, files and sockets of the children were there, in microseconds.
     pub prepare_us: u64,
-    /// Then, until the parent's programs stood still (0 when they need not), in microseconds.
-    pub barrier_us: u64,
+    /// Then, until the parent's programs stood still, in microseconds. Absent when they did not, or not until the fork
+    /// was over: a program may then have drawn the same random number in parent and child.
+    pub barrier_us: Option<u64>,
     /// Then, how long the parent itself stood still, in microseconds.
     pub pause_us: u64,
     /// Of that: until every vCPU and device stood still.
@@ -116,6 +117,8 @@ pub struct ChildReport {
     /// `devices`, `total`), of the `agent` from then on until its first reply, and of `adopt` from there until it had its
     /// identity and its hooks had run.
     pub phases_us: BTreeMap<String, u64>,
+    /// Whether its random numbers were its own before its programs ran. Absent when it does not run.
+    pub reseeded: Option<bool>,
     /// Why it does not run; or, where it has an id, what went wrong although it runs: a fork hook that failed.
     pub error: Option<String>,
 }

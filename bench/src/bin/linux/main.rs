@@ -198,7 +198,7 @@ fn report_phases(measured: &[(u64, Vec<Forked>)]) {
             children.filter_map(|child| child.phases_us.get(phase).copied()).next().unwrap_or(0)
         };
         let parts = |fork: &Forked| {
-            [fork.report.prepare_us, fork.report.barrier_us, child(fork, "total"), child(fork, "agent")]
+            [fork.report.prepare_us, fork.report.barrier_us.unwrap_or(0), child(fork, "total"), child(fork, "agent")]
         };
         // What is between them: messages on their way, and the daemon's turn to run.
         let rest = |fork: &Forked| ready_us_of(fork).saturating_sub(parts(fork).iter().sum());

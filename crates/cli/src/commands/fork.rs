@@ -58,6 +58,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failu
         out::print(&names(&report))?;
         out::note(&format!("{}\n", summary(&report)));
     }
+    warnings(&report).iter().for_each(|warning| out::note(&format!("warning: {warning}\n")));
     let failed: Vec<_> = report.children.iter().filter_map(failure).collect();
     let all_run = failed.is_empty();
     failed.into_iter().for_each(|failure| {
@@ -82,6 +83,18 @@ fn failure(child: &ChildReport) -> Option<Failure> {
     child.error.as_ref().map(|error| Failure::new(format!("{}: {error}", child.name)))
 }
 
+/// What the children may have in common that they should not.
+fn warnings(report: &ForkReport) -> Vec<String> {
+    if report.barrier_us.is_none() {
+        let parent = &report.parent;
+        return vec![format!(
+            "the programs of {parent} did not stand still: a random number may have been drawn in more than one VM"
+        )];
+    }
+    let same = report.children.iter().filter(|child| child.reseeded == Some(false));
+    same.map(|child| format!("{}: its programs ran before its random numbers were its own", child.name)).collect()
+}
+
 /// The children that run.
 fn names(report: &ForkReport) -> String {
     let run = report.children.iter().filter(|child| child.error.is_none());
@@ -98,8 +111,9 @@ fn summary(report: &ForkReport) -> String {
 /// Where the time went: the parent's, then each child's.
 fn timings(report: &ForkReport, width: Option<usize>) -> String {
     let mut parent = Table::new(["PARENT…", "PREPARE", "BARRIER", "PAUSE"]);
-    let phases = [report.prepare_us, report.barrier_us, report.pause_us];
-    parent.row(std::iter::once(report.parent.clone()).chain(phases.map(render::micros)).collect());
+    let or_dash = |us: Option<u64>| us.map_or_else(|| "-".to_owned(), render::micros);
+    let phases = [Some(report.prepare_us), report.barrier_us, Some(report.pause_us)];
+    parent.row(std::iter::once(report.parent.clone()).chain(phases.map(or_dash)).collect());
     let mut pause = Table::new(["PARK", "SAVE", "SEAL", "FORK", "RESUME"]);
     let phases = [report.park_us, report.save_us, report.seal_us, report.fork_us, report.resume_us];
     pause.row(phases.map(render::micros).into());
@@ -116,7 +130,6 @@ fn timings(report: &ForkReport, width: Option<usize>) -> String {
     let headings = ["CHILD…".to_owned(), "READY".to_owned()];
     let mut children = Table::new(headings.into_iter().chain(phases.iter().map(|phase| heading(phase))));
     for child in &report.children {
-        let or_dash = |us: Option<u64>| us.map_or_else(|| "-".to_owned(), render::micros);
         let cells = phases.iter().map(|&phase| or_dash(child.phases_us.get(phase).copied()));
         children.row([child.name.clone(), or_dash(child.ready_us)].into_iter().chain(cells).collect());
     }
@@ -141,6 +154,7 @@ mod tests {
             id: Some("id".to_owned()),
             ready_us: Some(12_345),
             phases_us: phases.into_iter().zip(10..).map(|(phase, us)| (phase.to_owned(), us)).collect(),
+            reseeded: Some(true),
             error: None,
         }
     }
@@ -149,7 +163,7 @@ mod tests {
         ForkReport {
             parent: "web".to_owned(),
             prepare_us: 900,
-            barrier_us: 700,
+            barrier_us: Some(700),
             pause_us: 410,
             park_us: 100,
             save_us: 50,
@@ -165,6 +179,7 @@ mod tests {
                     id: None,
                     ready_us: None,
                     phases_us: BTreeMap::new(),
+                    reseeded: None,
                     error: Some("the name is taken".to_owned()),
                     ..child("review.2")
                 },
@@ -182,6 +197,18 @@ mod tests {
         assert_eq!(names(&report), "review.1\n");
         assert_eq!(summary(&report), "paused 410 µs, seen in the guest as 1.23 ms, shared 512 MiB");
         assert!(failure(&report.children[0]).is_none() && failure(&report.children[1]).is_some());
+    }
+
+    #[test]
+    fn what_children_may_have_in_common_is_said_once_or_for_each() {
+        let mut report = report();
+        assert!(warnings(&report).is_empty());
+        report.children.iter_mut().for_each(|child| child.reseeded = Some(false));
+        assert_eq!(warnings(&report).len(), 2);
+        assert!(warnings(&report)[0].starts_with("review.1: "));
+        report.barrier_us = None;
+        assert_eq!(warnings(&report).len(), 1);
+        assert!(timings(&report, Some(80)).contains("web     900 µs   -        410 µs"));
     }
 
     #[test]

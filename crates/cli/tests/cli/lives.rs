@@ -31,6 +31,16 @@ fn a_fork_names_its_children_and_says_what_it_cost() {
 }
 
 #[test]
+fn a_barrier_that_was_missed_is_one_line_and_no_failure() {
+    let missed = report(&[child("a", None)]).replace("\"barrier_us\":700", "\"barrier_us\":null");
+    let daemon = Daemon::saying(200, &missed);
+    let outcome = run(&daemon, &["fork", "web"]);
+    let warning = "warning: the programs of web did not stand still: a random number may have been drawn in more than \
+                   one VM";
+    assert_eq!(outcome, is(0, "a\n", &format!("paused 410 µs, shared 512 MiB\n{warning}\n")));
+}
+
+#[test]
 fn a_child_that_failed_is_told_and_the_others_are_named() {
     let daemon = Daemon::saying(200, &report(&[child("a", None), child("b", Some("the name is taken"))]));
     let outcome = run(&daemon, &["fork", "web", "-c", "2"]);

@@ -1,9 +1,10 @@
 //! Finding the VMs of an earlier daemon: they outlive it.
 
+use super::boot::random;
 use super::error::{FleetError, cannot};
 use super::guest::identity;
 use super::{Fleet, blocking, files};
-use crate::agent::{Agent, AgentError};
+use crate::agent::Agent;
 use crate::db::{Change, Record};
 use crate::monitor::{Monitor, MonitorError};
 use crate::paths;
@@ -172,22 +173,17 @@ impl Fleet {
     async fn finish_start(self, record: Record) {
         let _turn = self.0.turns.vm(&record.id).await;
         let socket = self.0.paths.vsock_socket(&record.id);
+        let unfinished = |source| FleetError::Agent { name: record.name.clone(), source };
         let finished = async {
-            Agent::reach(&socket, &AgentRequest::Ping, START_LIMIT).await?;
+            Agent::reach(&socket, &AgentRequest::Ping, START_LIMIT).await.map_err(unfinished)?;
             if record.parent.is_some() {
                 // It may not have been told yet that it is not its parent; to be told twice does no harm.
-                match Agent::order(&socket, &AgentRequest::Adopt(identity(&record)), START_LIMIT).await {
-                    // It knows who it is; what its hooks did not do is for its owner to see, in the child.
-                    Err(AgentError::Failed(failure)) => {
-                        tracing::warn!(vm = record.id, failure.message, "a hook failed")
-                    }
-                    told => drop(told?),
-                }
+                Agent::adopt(&socket, identity(&record), random()?, START_LIMIT).await.map_err(unfinished)?;
             }
-            Ok::<_, AgentError>(())
+            Ok::<_, FleetError>(())
         };
         if let Err(error) = finished.await {
-            tracing::warn!(vm = record.id, %error, "it does not finish its start");
+            tracing::warn!(vm = record.id, error = error.in_one_line(), "it does not finish its start");
             self.0.supervisor.kill(&record.id).await;
             return;
         }

@@ -22,7 +22,7 @@ use super::files::{Own, Shared, descriptors, open_kvm};
 use super::guest::identity;
 use super::turns::Turn;
 use super::{Fleet, blocking, launch, names, room, wrong_state};
-use crate::agent::{Agent, AgentError};
+use crate::agent::{Adopted, Agent};
 use crate::db::{Change, Insert, Kind, Record, now_ms};
 use crate::monitor::{LONG, Monitor, MonitorError};
 use crate::paths::Paths;
@@ -226,6 +226,8 @@ impl Fleet {
             .collect();
         drop(answering);
         let forked = self.ask_for_fork(parent, sockets).await;
+        // An agent that could not hold it any longer has said so.
+        let barrier_us = barrier.as_ref().filter(|barrier| barrier.is_silent()).map(|_| barrier_us);
         drop(barrier); // Its programs go on.
         let timings = match forked {
             Ok(timings) => timings,
@@ -343,18 +345,14 @@ impl Fleet {
         drop(answering);
 
         let answered = Instant::now();
-        let adopt = AgentRequest::Adopt(identity(&record));
+        let adopt = Agent::adopt(&vsock, identity(&record), random()?, ADOPT_LIMIT);
         let adopted = tokio::select! {
-            adopted = Agent::order(&vsock, &adopt, ADOPT_LIMIT) => adopted,
+            adopted = adopt => adopted,
             ending = launch::ended(&live) => return Err(died(ending)),
         };
-        let hooks = match adopted {
-            Ok(_) => None,
-            // It knows who it is; what its hooks did not do is for its owner to see, in the child.
-            Err(AgentError::Failed(failure)) => Some(failure.message),
-            // Perhaps it does not, and a twin that thinks it is its parent must not run.
-            Err(source) => return Err(FleetError::Agent { name: record.name.clone(), source }),
-        };
+        // If it does not answer, perhaps it does not know who it is, and a twin that thinks it is its parent must not run.
+        let Adopted { reseeded, failure } =
+            adopted.map_err(|source| FleetError::Agent { name: record.name.clone(), source })?;
         let adopt_us = micros(answered.elapsed());
         let is_running = inner.db.change(&record.id, record.epoch, Change::Running { detail: "forked" }).await?;
         if !is_running {
@@ -365,7 +363,9 @@ impl Fleet {
             id: Some(record.id),
             ready_us: Some(ready_us),
             phases_us: phases(&timings, agent_us, adopt_us),
-            error: hooks,
+            reseeded: Some(reseeded),
+            // What its hooks did not do is for its owner to see, in the child.
+            error: failure.map(|failure| failure.message),
         })
     }
 
@@ -404,7 +404,7 @@ impl Fleet {
 /// What a fork came to.
 struct Forked {
     timings: ForkTimings,
-    barrier_us: u64,
+    barrier_us: Option<u64>,
     guest_gap_us: Option<u64>,
     shared_pages: u64,
     children: Vec<ChildReport>,
@@ -532,7 +532,8 @@ async fn longest_gap(socket: Option<&Path>, mut all_answered: mpsc::Receiver<()>
 }
 
 fn failure(name: String, error: &FleetError) -> ChildReport {
-    ChildReport { name, id: None, ready_us: None, phases_us: BTreeMap::new(), error: Some(error.in_one_line()) }
+    let error = Some(error.in_one_line());
+    ChildReport { name, id: None, ready_us: None, phases_us: BTreeMap::new(), reseeded: None, error }
 }
 
 fn phases(timings: &StartTimings, agent_us: u64, adopt_us: u64) -> BTreeMap<String, u64> {

@@ -26,16 +26,16 @@ fn answer(monitor: &Monitor, mut stream: UnixStream) -> Option<()> {
     let mut say = |reply| frame::write(&mut stream, &reply).ok();
     match frame::read(&mut input).ok()?? {
         Request::Ping => say(Reply::Pong { version: VERSION, generation: 0 }),
-        Request::Adopt(identity) => {
+        Request::Adopt { identity, seed } => {
+            assert_ne!(seed, [0; 32]);
             assert_eq!(identity.machine_id.len(), 32);
             assert!(identity.generation > 0);
             if identity.env.contains_key("DIE") {
                 std::process::exit(1);
             }
-            if identity.env.contains_key("FAIL") {
-                return say(failed(FailureKind::Other, "the hook 10-db failed"));
-            }
-            say(Reply::Done)
+            let reseeded = !identity.env.contains_key("NO_SEED");
+            let hook = Failure { kind: FailureKind::Other, message: "the hook 10-db failed".into() };
+            say(Reply::Adopted { reseeded, failure: identity.env.contains_key("FAIL").then_some(hook) })
         }
         Request::HeartbeatStop => say(Reply::Gap { longest_us: 42, beats: 1 }),
         Request::PowerOff => {
@@ -49,6 +49,9 @@ fn answer(monitor: &Monitor, mut stream: UnixStream) -> Option<()> {
         }
         Request::ForkBarrier => {
             say(Reply::Done)?;
+            if monitor.name == "restless" {
+                say(failed(FailureKind::Other, "nobody ended the fork barrier"))?;
+            }
             // Until the host closes the connection.
             input.read_to_end(&mut Vec::new()).ok().map(|_| ())
         }
