@@ -67,8 +67,15 @@ impl Agent {
         let stream = client.upgrade(&format!("/vms/{}/agent", segment(vm)), "pando-agent").await?;
         let (read, write) = tokio::io::split(stream);
         let mut sender = Sender { stream: write, vm: vm.to_owned() };
-        sender.send(request).await?;
-        Ok(Self { sender, receiver: Receiver { stream: read, vm: vm.to_owned() } })
+        let mut receiver = Receiver { stream: read, vm: vm.to_owned() };
+        if let Err(unsent) = sender.send(request).await {
+            // An agent that has too many connections says so before it is asked, and closes.
+            return Err(match receiver.next().await {
+                Err(refused @ AgentError::Failed { .. }) => refused,
+                _ => unsent,
+            });
+        }
+        Ok(Self { sender, receiver })
     }
 }
 
