@@ -7,8 +7,10 @@ mod figures; // medians, and how a figure and its bound are printed
 mod monitor; // `pando vmm`, driven over its control socket
 mod toy; // the guest
 mod witness; // another one, with several CPUs and devices
+mod relay; // and one whose CPUs wait for each other
 
 pub use figures::{bound, median, median_of, mib, percentile, row, table, took};
 pub use monitor::{Child, Guest, Monitor, MonitorError, usable_kvm};
+pub use relay::Relay;
 pub use toy::{BROKEN, READY, Toy, executable};
 pub use witness::{Told, Witness};

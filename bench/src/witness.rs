@@ -73,23 +73,28 @@ impl Told {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::path::Path;
     use std::process::Command;
 
-    #[test]
-    fn the_bytes_are_what_the_source_says() {
+    /// That `code` is made from `source`, a file beside this one.
+    pub(crate) fn assert_assembled(source: &str, code: &[u8]) {
         let dir = tempfile::tempdir().unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/witness.s");
-        let (object, bytes) = (dir.path().join("witness.o"), dir.path().join("witness.bin"));
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(source);
+        let (object, bytes) = (dir.path().join("object"), dir.path().join("bytes"));
         let run = |command: &mut Command| command.status().is_ok_and(|status| status.success());
         if !run(Command::new("as").arg("--64").arg(source).arg("-o").arg(&object)) {
             eprintln!("skipped: no GNU assembler for x86-64");
             return;
         }
         assert!(run(Command::new("objcopy").args(["-O", "binary", "-j", ".text"]).arg(object).arg(&bytes)));
-        assert_eq!(std::fs::read(bytes).unwrap(), CODE);
+        assert_eq!(std::fs::read(bytes).unwrap(), code);
+    }
+
+    #[test]
+    fn the_bytes_are_what_the_source_says() {
+        assert_assembled("witness.s", CODE);
     }
 
     #[test]

@@ -1,28 +1,40 @@
 //! How all threads of a VM are brought to stand still, and sent off again.
 //!
 //! ```text
-//! owner                                 vCPU and device threads
-//!  │ close the gate, kick ────────────────►│ finish what they are at, read their state
-//!  │◄──────────────────────────── Parked ──│ wait for Go
-//!  │ … save, seal, fork …                  │      (hold no lock, own nothing half-done)
-//!  │ open the gate, Go ───────────────────►│ run
+//! owner                        vCPU threads                                device thread
+//!  │ close the gate, kick ──────►│ come out of the guest ── count in ──┐     │ finishes its request
+//!  │                             │ wait until all are in ◄─────────────┘     │
+//!  │◄─────────────────── Parked ─│ read their state, wait for Go             │
+//!  │◄──────────────────────────────────────────────────────────── Parked ────│ waits for Go
+//!  │ … save, seal, fork …        │      (hold no lock, own nothing half-done)
+//!  │ open the gate, Go ─────────►│ run                                       │ runs
 //! ```
+//!
+//! No vCPU reads its state while another may still be in the guest: that one could send it an interrupt, which the
+//! state would not have, and a child would wait for it for ever. An interrupt of a device that comes late is another
+//! matter: the device's own state has it, and [`Platform::repeat_interrupts`](crate::platform::Platform) sends it again.
 //!
 //! Built on std's locks and channels: they are futexes, and leave nothing behind in a forked child. `parking_lot` keeps
 //! its waiting threads in a global table, which a child would inherit with threads in it that it does not have.
 
 use pando_sys::{SysError, VcpuState};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
+/// How long a vCPU usually takes to stand still.
+pub(crate) const USUAL_PARK: Duration = Duration::from_micros(300);
 /// How long the owner waits for the vCPUs to run again.
 const WAKE_LIMIT: Duration = Duration::from_millis(5);
 
 /// Whether threads may run.
-#[derive(Default)]
 pub(crate) struct Gate {
+    vcpus: usize,
     closed: AtomicBool,
+    /// How many vCPUs are out of the guest since the gate closed.
+    out: AtomicUsize,
+    /// For those who wait for a change of one of these two.
     changed: (Mutex<()>, Condvar),
     /// How many vCPUs run again since the gate opened, and since when the last of them does.
     running: (Mutex<(usize, Option<Instant>)>, Condvar),
@@ -40,8 +52,16 @@ pub(crate) enum Parked {
 pub(crate) struct Go;
 
 impl Gate {
+    /// A closed gate for so many vCPUs.
+    pub(crate) fn new(vcpus: usize) -> Self {
+        let (closed, out) = (AtomicBool::new(true), AtomicUsize::new(0));
+        Self { vcpus, closed, out, changed: Default::default(), running: Default::default() }
+    }
+
+    /// No vCPU is on its way through [`Gate::wait_until_all_are_out`]: all have parked since the gate closed last.
     pub(crate) fn close(&self) {
         let _guard = lock(&self.changed.0);
+        self.out.store(0, Ordering::SeqCst);
         self.closed.store(true, Ordering::SeqCst);
         self.changed.1.notify_all();
     }
@@ -62,21 +82,44 @@ impl Gate {
         self.running.1.notify_all();
     }
 
-    /// When the last of `vcpus` ran again, after the gate opened. Sleeps meanwhile, so that they can have this CPU too; not
+    /// When the last vCPU ran again, after the gate opened. Sleeps meanwhile, so that they can have this CPU too; not
     /// for long, as the host may have none for them.
-    pub(crate) fn running_since(&self, vcpus: usize) -> Instant {
+    pub(crate) fn running_since(&self) -> Instant {
         let counted = lock(&self.running.0);
-        let waited = self.running.1.wait_timeout_while(counted, WAKE_LIMIT, |running| running.0 < vcpus);
+        let waited = self.running.1.wait_timeout_while(counted, WAKE_LIMIT, |running| running.0 < self.vcpus);
         let (running, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        running.1.filter(|_| running.0 >= vcpus).unwrap_or_else(Instant::now)
+        running.1.filter(|_| running.0 >= self.vcpus).unwrap_or_else(Instant::now)
+    }
+
+    /// For a vCPU's thread, once between a closing of the gate and [`Parked`], when its vCPU is out of the guest.
+    /// Returns when that is so of all of them. Awake for as long as it usually takes, like the owner.
+    pub(crate) fn wait_until_all_are_out(&self) {
+        if self.out.fetch_add(1, Ordering::SeqCst) + 1 >= self.vcpus {
+            let _guard = lock(&self.changed.0);
+            return self.changed.1.notify_all();
+        }
+        let begun = Instant::now();
+        while begun.elapsed() < USUAL_PARK {
+            if self.are_all_out() {
+                return;
+            }
+            thread::yield_now();
+        }
+        self.wait_until(|| self.are_all_out());
+    }
+
+    fn are_all_out(&self) -> bool {
+        self.out.load(Ordering::SeqCst) >= self.vcpus
     }
 
     /// For a thread that has nothing more to run: waits until the gate closes.
     pub(crate) fn wait_until_closed(&self) {
-        let mut guard = lock(&self.changed.0);
-        while !self.is_closed() {
-            guard = self.changed.1.wait(guard).unwrap_or_else(PoisonError::into_inner);
-        }
+        self.wait_until(|| self.is_closed());
+    }
+
+    fn wait_until(&self, is_so: impl Fn() -> bool) {
+        let guard = lock(&self.changed.0);
+        drop(self.changed.1.wait_while(guard, |()| !is_so()));
     }
 }
 
@@ -84,4 +127,32 @@ impl Gate {
 /// guest that goes on beats one that stops.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_reads_before_all_are_out_also_the_second_time() {
+        const VCPUS: usize = 3;
+        let gate = Gate::new(VCPUS);
+        for _ in 0..2 {
+            gate.close();
+            let out = AtomicUsize::new(0);
+            thread::scope(|scope| {
+                for id in 0..VCPUS {
+                    let (gate, out) = (&gate, &out);
+                    scope.spawn(move || {
+                        // One is usual, one is late, and the last is so late that the others have gone to sleep.
+                        thread::sleep(USUAL_PARK * 40 * id as u32);
+                        out.fetch_add(1, Ordering::SeqCst);
+                        gate.wait_until_all_are_out();
+                        assert_eq!(out.load(Ordering::SeqCst), VCPUS);
+                    });
+                }
+            });
+            gate.open();
+        }
+    }
 }

@@ -48,6 +48,7 @@ fn live(id: usize, mut vcpu: Vcpu, cpuid: &CpuId, context: &Context, wait: &Rece
         if has_ended {
             context.gate.wait_until_closed();
         }
+        context.gate.wait_until_all_are_out();
         let state = vcpu.state(&context.msrs, cpuid).map(Box::new);
         if context.parked.send(Parked::Vcpu { id, state, has_ended }).is_err() {
             return; // The owner is gone, and the process with it.

@@ -2,7 +2,7 @@
 
 use crate::device_loop::{self, DeviceThread};
 use crate::files::Files;
-use crate::gate::{Gate, Go, Parked};
+use crate::gate::{Gate, Go, Parked, USUAL_PARK};
 use crate::image::{DiskImage, Image, PAGE};
 use crate::machine::MachineState;
 use crate::owner::Events;
@@ -18,9 +18,6 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 use vm_memory::GuestMemoryMmap;
-
-/// How long a vCPU usually takes to stand still.
-const USUAL_PARK: Duration = Duration::from_micros(300);
 
 /// A VM.
 pub(crate) struct Vm {
@@ -103,8 +100,7 @@ impl Vm {
         vcpus: Vec<pando_sys::Vcpu>,
         events: Events,
     ) -> io::Result<Self> {
-        let gate = Arc::new(Gate::default());
-        gate.close();
+        let gate = Arc::new(Gate::new(vcpus.len()));
         let (send_parked, parked) = channel();
         let context = Context {
             platform: Arc::clone(&platform),
@@ -167,6 +163,7 @@ impl Vm {
     #[cfg(test)]
     pub(crate) fn read_again(&mut self) -> Result<(), SysError> {
         self.paused = None;
+        self.gate.close(); // Counts anew.
         for vcpu in &self.vcpus {
             vcpu.kicker.kick(); // The gate is closed, so this is as far as they get.
             let _ = vcpu.go.send(Go);
@@ -213,7 +210,7 @@ impl Vm {
 
     /// When the last of the vCPUs ran again after [`Vm::resume`].
     pub(crate) fn running_since(&self) -> Instant {
-        self.gate.running_since(self.vcpus.len())
+        self.gate.running_since()
     }
 
     /// The pages that this VM alone has: see [`Request::Touched`](pando_wire::control::Request::Touched).

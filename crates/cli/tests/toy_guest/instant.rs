@@ -2,7 +2,7 @@
 //! step, and says so when a child was not copied at one instant, or is not its own.
 
 use crate::{LIMIT, MEMORY, PANDO, needs_kvm};
-use pando_bench::{Monitor, Told, Witness};
+use pando_bench::{Monitor, Relay, Told, Witness};
 use pando_wire::control::Request;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -94,6 +94,26 @@ fn four_cpus_are_of_one_instant_as_well() {
         }
     }
     wait_for_laps(&parent, witness, witness.records as usize + 2, CHILD_LIMIT);
+}
+
+#[test]
+fn an_interrupt_from_one_cpu_to_another_is_lost_in_no_child() {
+    // A CPU that reads its state while another still runs does not read the interrupt that the other sends it then.
+    for relay in [Relay { vcpus: 2 }, Relay { vcpus: 3 }] {
+        if !needs_kvm() {
+            return;
+        }
+        let parent = Monitor::boot_guest(PANDO.as_ref(), &relay.guest(MEMORY)).unwrap();
+        let all_said_so = 2 * usize::from(relay.vcpus);
+        parent.console_of(all_said_so, LIMIT).unwrap();
+        for fork in 1..=200 {
+            let (_, children) = parent.fork(1).unwrap();
+            let console = children[0].monitor.console_of(all_said_so, CHILD_LIMIT);
+            assert!(console.is_ok(), "child {fork} of {relay:?} stalls");
+        }
+        let before = parent.console().unwrap().len();
+        parent.console_of(before + all_said_so, LIMIT).unwrap();
+    }
 }
 
 #[test]
