@@ -19,7 +19,7 @@ pub struct Relay {
 
 impl Relay {
     /// How often the interrupt comes by a CPU until it says so.
-    pub const TURNS: usize = 16;
+    pub const TURNS: usize = 4;
 
     /// What to boot.
     pub fn guest(&self, memory_bytes: u64) -> Guest {

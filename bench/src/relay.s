@@ -100,7 +100,7 @@ idt:    .word   256 * 16 - 1
 caught: mov     edi, APIC
         mov     dword ptr [rdi + 0xb0], 0
         inc     r8
-        test    r8b, 15
+        test    r8b, 3
         jnz     1f
         mov     eax, ebp
         mov     dx, 0x3f8

@@ -99,14 +99,14 @@ fn four_cpus_are_of_one_instant_as_well() {
 #[test]
 fn an_interrupt_from_one_cpu_to_another_is_lost_in_no_child() {
     // A CPU that reads its state while another still runs does not read the interrupt that the other sends it then.
-    for relay in [Relay { vcpus: 2 }, Relay { vcpus: 3 }] {
+    for relay in [Relay { vcpus: 2 }, Relay { vcpus: 4 }] {
         if !needs_kvm() {
             return;
         }
         let parent = Monitor::boot_guest(PANDO.as_ref(), &relay.guest(MEMORY)).unwrap();
         let all_said_so = 2 * usize::from(relay.vcpus);
         parent.console_of(all_said_so, LIMIT).unwrap();
-        for fork in 1..=200 {
+        for fork in 1..=100 {
             let (_, children) = parent.fork(1).unwrap();
             let console = children[0].monitor.console_of(all_said_so, CHILD_LIMIT);
             assert!(console.is_ok(), "child {fork} of {relay:?} stalls");
