@@ -1,7 +1,7 @@
 //! What a fork promises, held against a guest of one CPU that walks over its memory.
 
 use crate::{LIMIT, MEMORY, PANDO, needs_kvm};
-use pando_bench::{BROKEN, Child, Monitor, MonitorError, READY, Toy};
+use pando_bench::{BROKEN, Child, Guest, Monitor, MonitorError, READY, Toy};
 use pando_wire::control::{Phase, Request, Response, WorkingSet};
 
 fn boot(toy: &Toy, memory_bytes: u64) -> Option<Monitor> {
@@ -148,7 +148,14 @@ fn a_kernel_that_is_none_is_refused_by_name() {
     if !needs_kvm() {
         return;
     }
+    let refused = |booted: Result<Monitor, MonitorError>| match booted {
+        Err(MonitorError::Refused(chain)) => chain.join(": "),
+        other => panic!("{other:?}"),
+    };
+    let kernel = std::fs::read(PANDO).unwrap();
+    let none = Monitor::boot_guest(PANDO.as_ref(), &Guest { kernel, vcpus: 1, memory_bytes: MEMORY, disk_bytes: 4096 });
+    let what = "the kernel is neither a 64-bit ELF executable nor a bzImage with a 64-bit entry";
+    assert_eq!(refused(none), what);
     let too_little = Monitor::boot(PANDO.as_ref(), &Toy::walking(1), 64 << 20);
-    let Err(MonitorError::Refused(chain)) = too_little else { panic!("{too_little:?}") };
-    assert_eq!(chain[0], "64 MiB of memory is outside the range of 128 to 65536 MiB");
+    assert_eq!(refused(too_little), "64 MiB of memory is outside the range of 128 to 65536 MiB");
 }

@@ -6,6 +6,7 @@ use linux_loader::loader::{BzImage, Elf, KernelLoader};
 use pando_memory::{HIGH_START, LOW_END};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 /// Where the kernel finds its boot parameters.
@@ -22,6 +23,10 @@ const BZIMAGE_ENTRY: u64 = 0x200;
 const HAS_64_BIT_ENTRY: u16 = 1;
 const PAGE: u64 = 4096;
 
+/// Where a file says what it is.
+const ELF_MAGIC_AT: u64 = 0;
+const BZIMAGE_MAGIC_AT: u64 = 0x202;
+
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 /// A boot loader without an assigned number.
@@ -34,6 +39,14 @@ pub(crate) enum KernelError {
     /// Neither an ELF executable nor a bzImage, or a broken one.
     #[error("the kernel is neither a 64-bit ELF executable nor a bzImage with a 64-bit entry")]
     NoKernel,
+    /// Less of it is there than its header says.
+    #[error("the kernel is cut off: {got} of its {wanted} bytes are there")]
+    CutOff {
+        /// The length of the file.
+        got: u64,
+        /// What the header says.
+        wanted: u64,
+    },
     /// It does not fit.
     #[error("{memory_mib} MiB of memory is too little for this kernel and its initramfs, which need {needed_mib} MiB")]
     TooLittleMemory {
@@ -80,7 +93,10 @@ fn load_kernel(
     kernel: &mut File,
     params: &mut boot_params,
 ) -> Result<(u64, u64), KernelError> {
-    let file_len = kernel.seek(SeekFrom::End(0)).map_err(|error| KernelError::Read("kernel", error))?;
+    let needed = end_of_kernel(kernel)?;
+    if needed > memory_bytes.min(LOW_END) {
+        return Err(too_little(memory_bytes, needed));
+    }
     kernel.rewind().map_err(|error| KernelError::Read("kernel", error))?;
     let high_memory = Some(GuestAddress(HIGH_MEMORY));
     if let Ok(loaded) = BzImage::load(memory, None, kernel, high_memory) {
@@ -94,19 +110,61 @@ fn load_kernel(
         return Ok((start + BZIMAGE_ENTRY, end));
     }
     kernel.rewind().map_err(|error| KernelError::Read("kernel", error))?;
-    match Elf::load(memory, None, kernel, high_memory) {
-        Ok(loaded) => Ok((loaded.kernel_load.raw_value(), loaded.kernel_end)),
-        Err(_) if looks_like_a_kernel(kernel) => Err(too_little(memory_bytes, HIGH_MEMORY + file_len)),
-        Err(_) => Err(KernelError::NoKernel),
+    let loaded = Elf::load(memory, None, kernel, high_memory).map_err(|_| KernelError::NoKernel)?;
+    Ok((loaded.kernel_load.raw_value(), loaded.kernel_end))
+}
+
+/// Where in guest memory a kernel ends that is what it says to be.
+fn end_of_kernel(kernel: &File) -> Result<u64, KernelError> {
+    let len = kernel.metadata().map_err(|error| KernelError::Read("kernel", error))?.len();
+    match bytes_at(kernel, ELF_MAGIC_AT) {
+        Some(magic) if magic == *b"\x7fELF" => end_of_elf(kernel),
+        _ if bytes_at(kernel, BZIMAGE_MAGIC_AT) == Some(*b"HdrS") => end_of_bzimage(kernel, len),
+        _ => Err(KernelError::NoKernel),
     }
 }
 
-/// Whether the file has the marks of a kernel, so that a failure to load it must be for want of room.
-fn looks_like_a_kernel(kernel: &mut File) -> bool {
-    use std::os::unix::fs::FileExt;
-    let (mut elf, mut header) = ([0; 4], [0; 4]);
-    let elf = kernel.read_exact_at(&mut elf, 0).is_ok() && elf == *b"\x7fELF";
-    elf || kernel.read_exact_at(&mut header, 0x202).is_ok() && header == *b"HdrS"
+/// Documentation/arch/x86/boot.rst: `setup_sects` and `syssize`.
+fn end_of_bzimage(kernel: &File, len: u64) -> Result<u64, KernelError> {
+    let [setup_sectors] = bytes_at(kernel, 0x1f1).ok_or(KernelError::NoKernel)?;
+    let paragraphs = u32::from_le_bytes(bytes_at(kernel, 0x1f4).ok_or(KernelError::NoKernel)?);
+    // None means four, for kernels of old.
+    let setup = (if setup_sectors == 0 { 4 } else { u64::from(setup_sectors) } + 1) * 512;
+    let wanted = setup + u64::from(paragraphs) * 16;
+    // The last paragraph need not be whole.
+    if len + 15 < wanted {
+        return Err(KernelError::CutOff { got: len, wanted });
+    }
+    Ok(HIGH_MEMORY + wanted - setup)
+}
+
+/// The end of the last segment of a 64-bit, little-endian executable for x86-64.
+fn end_of_elf(kernel: &File) -> Result<u64, KernelError> {
+    const EXECUTABLE: [u8; 4] = [2, 0, 62, 0];
+    const LOADED: [u8; 4] = [1, 0, 0, 0];
+    let is_ours = bytes_at(kernel, 4) == Some([2, 1]) && bytes_at(kernel, 16) == Some(EXECUTABLE);
+    let (Some(table), Some(size), Some(count), true) =
+        (bytes_at(kernel, 32), bytes_at(kernel, 54), bytes_at(kernel, 56), is_ours)
+    else {
+        return Err(KernelError::NoKernel);
+    };
+    let (table, size) = (u64::from_le_bytes(table), u64::from(u16::from_le_bytes(size)));
+    let mut end = 0;
+    for index in 0..u64::from(u16::from_le_bytes(count)) {
+        let header = table.checked_add(index * size).ok_or(KernelError::NoKernel)?;
+        let kind = bytes_at(kernel, header).ok_or(KernelError::NoKernel)?;
+        if kind == LOADED {
+            let field = |at| bytes_at(kernel, header.checked_add(at)?).map(u64::from_le_bytes);
+            let (Some(start), Some(len)) = (field(24), field(40)) else { return Err(KernelError::NoKernel) };
+            end = end.max(start.saturating_add(len));
+        }
+    }
+    Ok(end)
+}
+
+fn bytes_at<const N: usize>(file: &File, at: u64) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    file.read_exact_at(&mut bytes, at).ok().map(|()| bytes)
 }
 
 /// Puts the initramfs as high as it may lie, so that a decompressing kernel has all the room below.
@@ -170,4 +228,65 @@ fn describe_memory(memory_bytes: u64, params: &mut boot_params) {
 
 fn too_little(memory_bytes: u64, needed: u64) -> KernelError {
     KernelError::TooLittleMemory { memory_mib: memory_bytes >> 20, needed_mib: needed.div_ceil(1 << 20) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    const MEMORY: u64 = 128 << 20;
+
+    /// Why a kernel of these bytes is refused.
+    fn refusal(bytes: &[u8]) -> String {
+        let mut kernel = tempfile::tempfile().unwrap();
+        kernel.write_all(bytes).unwrap();
+        let memory = pando_memory::allocate(MEMORY).unwrap();
+        let mut initramfs = tempfile::tempfile().unwrap();
+        load(&memory, MEMORY, &mut kernel, &mut initramfs, "").unwrap_err().to_string()
+    }
+
+    fn elf() -> Vec<u8> {
+        pando_bench::executable(&[0xf4], &[])
+    }
+
+    /// As far as anybody looks before it is loaded: one sector of setup beside the first, and `paragraphs` of kernel.
+    fn bzimage(paragraphs: u32) -> Vec<u8> {
+        let mut file = vec![0; 1024];
+        file[0x1f1] = 1;
+        file[0x1f4..0x1f8].copy_from_slice(&paragraphs.to_le_bytes());
+        file[0x202..0x206].copy_from_slice(b"HdrS");
+        file
+    }
+
+    #[test]
+    fn a_file_that_is_no_kernel_is_refused_as_that() {
+        const NO_KERNEL: &str = "the kernel is neither a 64-bit ELF executable nor a bzImage with a 64-bit entry";
+        // This program can be loaded anywhere, as those of /bin.
+        assert_eq!(refusal(&std::fs::read("/proc/self/exe").unwrap()[..64 << 10]), NO_KERNEL);
+        for (at, other) in [(4, 1), (5, 2), (16, 3), (18, 183)] {
+            let mut spoilt = elf();
+            spoilt[at] = other; // 32 bits, big-endian, position-independent, arm64.
+            assert_eq!(refusal(&spoilt), NO_KERNEL, "{at}");
+        }
+        assert_eq!(refusal(&elf()[..100]), NO_KERNEL);
+        assert_eq!(refusal(b""), NO_KERNEL);
+        assert_eq!(refusal(&[b'a'; 4096]), NO_KERNEL);
+    }
+
+    #[test]
+    fn a_kernel_that_is_cut_off_is_refused_as_that() {
+        assert_eq!(refusal(&bzimage(100)), "the kernel is cut off: 1024 of its 2624 bytes are there");
+    }
+
+    #[test]
+    fn a_kernel_that_needs_more_memory_is_told_how_much() {
+        let mut large = elf();
+        large[64 + 40..64 + 48].copy_from_slice(&(200_u64 << 20).to_le_bytes());
+        let (needed, wanted) = ("128 MiB of memory is too little for this kernel and its initramfs, which need", 202);
+        assert_eq!(refusal(&large), format!("{needed} {wanted} MiB"));
+        let mut large = bzimage(16 << 20);
+        large.resize(1024 + (256 << 20), 0);
+        assert_eq!(refusal(&large), format!("{needed} 257 MiB"));
+    }
 }
