@@ -1,12 +1,11 @@
 //! The files that a disk is made of. The daemon creates and opens them; a disk only ever gets them open.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::path::Path;
 
-/// The name that [`create_files`] gives to a layer's blocks.
+/// What the file of a layer's blocks is called.
 pub const DATA_FILE: &str = "data";
-/// The name that [`create_files`] gives to a layer's map journal.
+/// What the file of a layer's map journal is called.
 pub const JOURNAL_FILE: &str = "map";
 
 /// Every file of one disk. Only positioned reads and writes are used, so a shared file offset does no harm.
@@ -20,29 +19,6 @@ pub struct Files {
     pub data: File,
     /// The own layer's map journal, open for reading and writing.
     pub journal: File,
-}
-
-/// The two files of one layer.
-#[derive(Debug)]
-pub struct LayerFiles {
-    /// The blocks.
-    pub data: File,
-    /// The map journal.
-    pub journal: File,
-}
-
-/// Creates the two empty files of a new layer in `dir`, and makes their names durable.
-///
-/// That `dir` itself has a durable name is the caller's to see to.
-///
-/// # Errors
-///
-/// Fails where one of the files exists already, or cannot be created or synced.
-pub fn create_files(dir: &Path) -> io::Result<LayerFiles> {
-    let create = |name: &str| OpenOptions::new().read(true).write(true).create_new(true).open(dir.join(name));
-    let files = LayerFiles { data: create(DATA_FILE)?, journal: create(JOURNAL_FILE)? };
-    File::open(dir)?.sync_all()?;
-    Ok(files)
 }
 
 /// Makes what was written to `file` durable, whoever wrote it.

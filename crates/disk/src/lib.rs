@@ -16,7 +16,7 @@ mod map; // where each block lies
 mod open; // creating one, and finding one again after a crash
 
 pub use disk::{Disk, DiskState};
-pub use files::{DATA_FILE, Files, JOURNAL_FILE, LayerFiles, create_files};
+pub use files::{DATA_FILE, Files, JOURNAL_FILE};
 pub use flush::FlushError;
 pub use fork::Sealed;
 pub use io::{ReadError, WriteError};

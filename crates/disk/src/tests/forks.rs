@@ -1,7 +1,7 @@
 use std::fs;
 
 use crate::tests::{Bench, power, read, spoil};
-use crate::{BLOCK_BYTES, DATA_FILE, Disk, Files, JOURNAL_FILE, MAX_LAYERS, OpenError, create_files};
+use crate::{BLOCK_BYTES, DATA_FILE, Disk, Files, JOURNAL_FILE, MAX_LAYERS, OpenError};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 
@@ -172,9 +172,8 @@ fn a_tree_that_is_too_deep_is_refused() {
         disk.write_at(0, &[n as u8; 8]).unwrap();
         disk.seal();
         let name = format!("vm-{n}");
-        fs::create_dir(bench.layer(&name)).unwrap();
-        let layer = create_files(&bench.layer(&name)).unwrap();
-        let files = Files { base: bench.base(), inherited: data(&names), data: layer.data, journal: layer.journal };
+        let (own, journal) = bench.new_layer(&name);
+        let files = Files { base: bench.base(), inherited: data(&names), data: own, journal };
         match Disk::branch(disk.sealed_copy(), files) {
             Ok(child) => disk = child,
             Err(error) => {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::{DATA_FILE, Disk, Files, JOURNAL_FILE, OpenError, create_files};
+use crate::{DATA_FILE, Disk, Files, JOURNAL_FILE, OpenError};
 
 /// A directory with a base and layers, each layer in a directory of its own.
 pub(crate) struct Bench {
@@ -39,14 +39,19 @@ impl Bench {
 
     /// New files for a layer `name`, above the layers named in `inherited`.
     pub(crate) fn new_files(&self, name: &str, inherited: &[&str]) -> Files {
-        fs::create_dir(self.layer(name)).unwrap();
-        let layer = create_files(&self.layer(name)).unwrap();
-        Files {
-            base: self.base(),
-            inherited: self.inherited(inherited, DATA_FILE),
-            data: layer.data,
-            journal: layer.journal,
-        }
+        let inherited = self.inherited(inherited, DATA_FILE);
+        let (data, journal) = self.new_layer(name);
+        Files { base: self.base(), inherited, data, journal }
+    }
+
+    /// The two empty files of a new layer `name`: its blocks and its journal.
+    pub(crate) fn new_layer(&self, name: &str) -> (File, File) {
+        let dir = self.layer(name);
+        fs::create_dir(&dir).unwrap();
+        let create = |file| OpenOptions::new().read(true).write(true).create_new(true).open(dir.join(file)).unwrap();
+        let files = (create(DATA_FILE), create(JOURNAL_FILE));
+        File::open(&dir).unwrap().sync_all().unwrap();
+        files
     }
 
     /// The files that are there already.
