@@ -29,8 +29,8 @@ impl SysError {
         Self { call: "KVM_SET_MSRS", source: io::Error::other(format!("this host refuses MSR {index:#x}")) }
     }
 
-    /// A guest of ours that did not do what it was written to do.
-    pub(crate) fn guest_failed(call: &'static str, how: String) -> Self {
+    /// A call that the kernel let through, and that did not do what it is there for.
+    pub(crate) fn other(call: &'static str, how: String) -> Self {
         Self { call, source: io::Error::other(how) }
     }
 

@@ -42,8 +42,9 @@ fn huge_anonymous(len: usize) -> Result<MmapRegion, SysError> {
     const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
     const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     let huge = HUGE_PAGE as usize;
+    let reserved_len = len.checked_add(huge).ok_or_else(invalid_range)?;
     // SAFETY: A new anonymous mapping at an address of the kernel's choice touches nothing that exists.
-    let reserved = unsafe { libc::mmap(ptr::null_mut(), len + huge, PROTECTION, FLAGS, -1, 0) };
+    let reserved = unsafe { libc::mmap(ptr::null_mut(), reserved_len, PROTECTION, FLAGS, -1, 0) };
     if reserved == libc::MAP_FAILED {
         return Err(SysError::last("mmap guest memory"));
     }
@@ -84,5 +85,6 @@ mod tests {
     #[test]
     fn overlapping_ranges_are_refused() {
         assert!(guest_memory(&[(0, 2 * HUGE_PAGE), (HUGE_PAGE, HUGE_PAGE)]).is_err());
+        assert!(guest_memory(&[(0, u64::MAX - HUGE_PAGE + 1)]).is_err());
     }
 }

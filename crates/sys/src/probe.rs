@@ -26,7 +26,7 @@ pub fn run(kvm: OwnedFd) -> Result<Duration, SysError> {
         match vcpu.run() {
             Exit::Again | Exit::Kicked => continue,
             Exit::PortOut(0x10, _) => return Ok(started.elapsed()),
-            other => return Err(SysError::guest_failed("run a toy guest", format!("{other:?}"))),
+            other => return Err(SysError::other("run a toy guest", format!("{other:?}"))),
         }
     }
 }

@@ -20,9 +20,11 @@ impl Kvm {
     pub fn from_fd(fd: OwnedFd) -> Result<Self, SysError> {
         // SAFETY: The descriptor is owned, so it is open and nobody else's. If it is not KVM's, every ioctl says so.
         let kvm = unsafe { kvm_ioctls::Kvm::from_raw_fd(fd.into_raw_fd()) };
+        const CALL: &str = "use this descriptor as /dev/kvm (KVM_GET_API_VERSION)";
         match kvm.get_api_version() {
             12 => Ok(Self(kvm)),
-            _ => Err(SysError::last("use this descriptor as /dev/kvm (KVM_GET_API_VERSION)")),
+            -1 => Err(SysError::last(CALL)),
+            version => Err(SysError::other(CALL, format!("its version is {version}, not 12"))),
         }
     }
 
@@ -80,7 +82,7 @@ impl Vm {
                 flags: 0,
             };
             // SAFETY: KVM may reach these pages until the last descriptor of this VM closes. `self.memory` and every
-            // `Vcpu::_vm` hold them for longer than that.
+            // `Vcpu::vm` hold them for longer than that.
             unsafe { self.fd.set_user_memory_region(slot) }.map_err(SysError::kvm("KVM_SET_USER_MEMORY_REGION"))?;
         }
         Ok(())

@@ -5,6 +5,7 @@ use kvm_bindings::{
     KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
     kvm_pit_state2,
 };
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 /// The state of a VM beside its vCPUs, as KVM gives it.
@@ -13,9 +14,12 @@ pub struct VmState {
     /// Both PICs and the I/O APIC.
     irqchips: [kvm_irqchip; 3],
     pit: kvm_pit_state2,
-    /// The guest's clock with the host time at which it was read: KVM moves it on by what has passed since, so neither
-    /// a fork nor a wake makes it jump back or stand still.
+    /// The guest's clock, moved on by what has passed since when it is put back: neither a fork nor a wake makes it jump
+    /// back or stand still. KVM does that where it gives the time of day of the reading (`KVM_CLOCK_REALTIME`: where
+    /// the host's own clock is the TSC); elsewhere we do.
     clock: kvm_clock_data,
+    /// The host's boot-time clock at the reading, in nanoseconds: as KVM's, it goes on while the host sleeps.
+    clock_read_at_ns: u64,
 }
 
 impl Vm {
@@ -26,10 +30,13 @@ impl Vm {
             self.fd.get_irqchip(&mut chip).map_err(SysError::kvm("KVM_GET_IRQCHIP"))?;
             Ok(chip)
         };
+        let clock = self.fd.get_clock().map_err(SysError::kvm("KVM_GET_CLOCK"))?;
+        let clock_read_at_ns = boot_time_ns();
         Ok(VmState {
             irqchips: [chip(KVM_IRQCHIP_PIC_MASTER)?, chip(KVM_IRQCHIP_PIC_SLAVE)?, chip(KVM_IRQCHIP_IOAPIC)?],
             pit: self.fd.get_pit2().map_err(SysError::kvm("KVM_GET_PIT2"))?,
-            clock: self.fd.get_clock().map_err(SysError::kvm("KVM_GET_CLOCK"))?,
+            clock,
+            clock_read_at_ns,
         })
     }
 
@@ -40,7 +47,44 @@ impl Vm {
             self.fd.set_irqchip(chip).map_err(SysError::kvm("KVM_SET_IRQCHIP"))?;
         }
         // Of the flags that the read returns, only this one may be set.
-        let clock = kvm_clock_data { flags: state.clock.flags & KVM_CLOCK_REALTIME, ..state.clock };
+        let mut clock = kvm_clock_data { flags: state.clock.flags & KVM_CLOCK_REALTIME, ..state.clock };
+        if clock.flags == 0 {
+            clock.clock = clock.clock.saturating_add(boot_time_ns().saturating_sub(state.clock_read_at_ns));
+        }
         self.fd.set_clock(&clock).map_err(SysError::kvm("KVM_SET_CLOCK"))
+    }
+}
+
+fn boot_time_ns() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    // Neither is negative, and together they last for centuries.
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Kvm;
+    use std::thread::sleep;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn the_clock_goes_on_while_a_state_waits_to_be_put_back() {
+        let Ok(kvm) = std::fs::File::options().read(true).write(true).open("/dev/kvm") else {
+            eprintln!("skipped: no usable /dev/kvm");
+            return;
+        };
+        let kvm = Kvm::from_fd(kvm.into()).unwrap();
+        let read = Instant::now();
+        let before = Vm::create(&kvm).unwrap().state().unwrap();
+        let without = VmState { clock: kvm_clock_data { flags: 0, realtime: 0, ..before.clock }, ..before.clone() };
+        sleep(Duration::from_millis(100));
+        for state in [&before, &without] {
+            let vm = Vm::create(&kvm).unwrap();
+            vm.set_state(state).unwrap();
+            let passed = Duration::from_nanos(vm.state().unwrap().clock.clock - before.clock.clock);
+            let (least, most) = (Duration::from_millis(100), read.elapsed() + Duration::from_millis(20));
+            assert!(least <= passed && passed <= most, "{passed:?} of {least:?} to {most:?}");
+        }
     }
 }
