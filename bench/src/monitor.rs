@@ -237,7 +237,8 @@ impl Monitor {
             fds.push(File::open(file)?.into());
         }
         let inherited_layers = self.inherited.len() as u32;
-        let start = Start { origin, generation: new_generation(), seed: [2; 32], inherited_layers };
+        let layer = at("data").display().to_string();
+        let start = Start { origin, generation: new_generation(), inherited_layers, layer };
         let connection = self.connect()?;
         let borrowed: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
         connection.send(&Request::Start(start), &borrowed)?;

@@ -2,10 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use pando_tests::{TestDaemon, TestVm};
+use pando_tests::{TestDaemon, TestVm, wait_for};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 #[test]
 #[ignore = "needs a Linux guest: make test"]
@@ -49,11 +50,28 @@ fn a_host_without_space_is_an_io_error_in_the_guest_and_the_vm_lives() {
     let daemon = TestDaemon::start_with(&binary, Some(&small.0.join("state")));
     let vm = daemon.boot("full");
     let pid = vm.pid();
+    vm.sh("echo kept > /data/kept; sync");
     // Memory holds what does not fit, so that the program itself, and not only the file system, hears of it.
-    let run = vm.exec(&["sh", "-c", "dd if=/dev/urandom of=/data/big bs=1M count=200 conv=fsync 2>&1"]);
-    assert_ne!(run.code, 0, "200 MiB fit where less than 160 MiB are: {}", run.stdout);
+    let filled = vm.exec(&["sh", "-c", "dd if=/dev/urandom of=/data/big bs=1M count=200 conv=fsync 2>&1"]);
+    assert_ne!(filled.code, 0, "200 MiB fit where less than 160 MiB are: {}", filled.stdout);
     assert!(vm.sh("dmesg").contains("I/O error"), "the guest's kernel was told");
     assert_eq!((vm.sh("echo alive"), vm.pid()), ("alive".to_owned(), pid));
+
+    // The log lies on the same file system: what could not be written there is written when there is room.
+    run("mount", &["-o", "remount,size=600M", &small.0.to_string_lossy()], &small.0);
+    let layers = small.0.join("state");
+    let tells =
+        |line: &str| line.contains("disk: ") && line.contains("no space") && line.contains(&*layers.to_string_lossy());
+    wait_for("the log names the folder that is full", Duration::from_secs(30), || {
+        vm.exec(&["sync"]); // Something for the disk to do.
+        vm.console().lines().any(tells)
+    });
+    // The guest's file system may have given up until it is mounted anew.
+    vm.signal("KILL");
+    vm.wait_until_stopped();
+    daemon.pando(&["start", vm.name()]).ok();
+    let write = "dd if=/dev/urandom of=/data/new bs=1M count=8 conv=fsync 2>/dev/null && echo written";
+    assert_eq!(vm.sh(&format!("cat /data/kept; rm -f /data/big; {write}")), "kept\nwritten");
 }
 
 /// Kills the VM's monitor while the guest syncs record after record; the last record that was told to be durable.

@@ -315,6 +315,22 @@ fn clocks_do_not_jump_at_a_fork() {
     assert_no_stall(&[parent, &child]);
 }
 
+#[test]
+#[ignore = "needs a Linux guest: make test"]
+fn a_pause_longer_than_the_watchdogs_patience_is_forgiven() {
+    let daemon = TestDaemon::shared();
+    let parent = daemon.boot("patient");
+    // A CPU that is away for twice as many seconds is complained of.
+    parent.sh("echo 1 > /proc/sys/kernel/watchdog_thresh");
+    daemon.pando(&["pause", parent.name()]).ok();
+    thread::sleep(Duration::from_secs(5));
+    let child = parent.fork();
+    daemon.pando(&["resume", parent.name()]).ok();
+    // Each has time to complain.
+    thread::sleep(Duration::from_secs(3));
+    assert_no_stall(&[&parent, &child]);
+}
+
 /// No kernel complained of a CPU that was away for too long, or of anything else since it booted.
 fn assert_no_stall(vms: &[&TestVm]) {
     const COMPLAINTS: [&str; 6] =

@@ -1,7 +1,7 @@
 //! The daemon's side of the control protocol, without blocking: two hundred VMs must not need two hundred threads.
 
 use crate::ready::{Held, register};
-use pando_wire::control::{Connection, Request, Response, Status};
+use pando_wire::control::{Connection, Request, Response, Status, VERSION};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::io;
@@ -38,6 +38,9 @@ pub(crate) enum MonitorError {
     /// It cannot be watched.
     #[error("cannot take hold of its monitor's process")]
     Process(#[source] io::Error),
+    /// It was started by another build, whose language this one does not speak.
+    #[error("its monitor speaks version {0} of the control protocol, and this daemon version {VERSION}")]
+    Version(u32),
     /// It answered something else than what was asked.
     #[error("its monitor gave an answer that does not belong to the request")]
     Confused,
@@ -86,10 +89,11 @@ impl Monitor {
         }
     }
 
-    /// Asks what the VM is doing.
+    /// Asks what the VM is doing. A monitor of another version is an error.
     pub(crate) async fn status(&self) -> Result<Status, MonitorError> {
         match self.call(&Request::Status, &[], SHORT).await? {
-            Response::Status(status) => Ok(status),
+            Response::Status(status) if status.version == VERSION => Ok(status),
+            Response::Status(status) => Err(MonitorError::Version(status.version)),
             _ => Err(MonitorError::Confused),
         }
     }

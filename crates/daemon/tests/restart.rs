@@ -6,6 +6,7 @@ use http_body_util::Full;
 use hyper::Request;
 use pando_daemon::{Config, ServeError, serve_until};
 use pando_wire::api::State;
+use pando_wire::control::VERSION;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -218,4 +219,25 @@ async fn disks_are_kept_when_their_database_is_lost() {
     std::fs::rename(&safe, &database).unwrap();
     daemon.start_again().await;
     assert_eq!(daemon.post("/vms/base/start", Value::Null).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_monitor_of_another_version_is_named_and_left_alone() {
+    let mut daemon = Daemon::start().await;
+    let vm = daemon.run("newer").await;
+    daemon.stop().await;
+    let ready = std::future::ready(());
+    let error = serve_until(daemon.config.clone(), ready).await.unwrap_err();
+    let mut causes = vec![error.to_string()];
+    let mut cause = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        causes.push(error.to_string());
+        cause = error.source();
+    }
+    let words = causes.join(": ");
+    let versions = format!("version {} of the control protocol, and this daemon version {VERSION}", VERSION + 1);
+    assert!(words.contains("newer") && words.contains(&versions), "{words}");
+    let pid = vm.pid.unwrap();
+    assert!(exists(pid));
+    signal_kill(pid); // The daemon that it belongs to will not come.
 }

@@ -1,4 +1,4 @@
-//! Models of chips: a serial port, virtio devices behind virtio-mmio, and the page that tells a guest that it is a twin.
+//! Models of chips: a serial port, and virtio devices behind virtio-mmio.
 //!
 //! Its own crate because all of it can be tested without KVM.
 //!
@@ -7,13 +7,12 @@
 //! it anew.
 
 pub mod serial; // a 16550
-pub mod twin; // "you have been forked": one read-only page
 pub mod virtio; // block, vsock and rng, and the transport before them
 
 #[cfg(test)]
 mod contract; // the laws that every saved state keeps
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 mod fuzz; // one entry point per thing that a guest or a file can lie about
 
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub use fuzz::{fuzz_block, fuzz_state, fuzz_vsock};

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0                       3 GiB        0xd000_0000       0xfec0_0000        4 GiB
-//! |  RAM, first region ...  |   nothing   | twin, virtio… | APICs, TSS, BIOS |  RAM, second region …
+//! |  RAM, first region ...  |   nothing   |    virtio…    | APICs, TSS, BIOS |  RAM, second region …
 //! ```
 
 use pando_sys::HUGE_PAGE;
@@ -11,10 +11,8 @@ use pando_sys::HUGE_PAGE;
 pub const LOW_END: u64 = 3 << 30;
 /// Where the second region begins.
 pub const HIGH_START: u64 = 4 << 30;
-/// The page from which a guest learns which twin it is.
-pub const MMIO_TWIN: u64 = 0xd000_0000;
 /// The first virtio device; each next one is [`MMIO_DEVICE_LEN`] further.
-pub const MMIO_DEVICES: u64 = MMIO_TWIN + MMIO_DEVICE_LEN;
+pub const MMIO_DEVICES: u64 = 0xd000_1000;
 /// How much address space one device has.
 pub const MMIO_DEVICE_LEN: u64 = 0x1000;
 /// The least RAM with which a stock kernel and its initramfs come up.

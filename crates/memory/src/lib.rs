@@ -5,9 +5,7 @@
 mod layout; // which guest-physical ranges exist
 mod working_set; // what a child of a fork has written
 
-pub use layout::{
-    HIGH_START, LOW_END, LayoutError, MAX_BYTES, MIN_BYTES, MMIO_DEVICE_LEN, MMIO_DEVICES, MMIO_TWIN, ram_ranges,
-};
+pub use layout::{HIGH_START, LOW_END, LayoutError, MAX_BYTES, MIN_BYTES, MMIO_DEVICE_LEN, MMIO_DEVICES, ram_ranges};
 use pando_sys::SysError;
 use vm_memory::GuestMemoryMmap;
 pub use working_set::private_pages;

@@ -54,7 +54,7 @@ impl Drop for RunPage {
 /// with them it would keep the parent's virtual machine in the kernel for as long as it lives.
 pub(crate) fn keep_from_children(start: *mut u8, len: usize) -> Result<(), SysError> {
     // SAFETY: This changes no content and no mapping of this process. In a child nothing is there: there the owners of
-    // run pages are only forgotten, as `fork` requires.
+    // run pages are in frames to which `fork` never returns.
     match unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTFORK) } {
         0 => Ok(()),
         _ => Err(SysError::last("madvise(MADV_DONTFORK) a vCPU's run page")),

@@ -19,7 +19,7 @@ pub mod probe; // how fast this computer's KVM is
 pub use error::SysError;
 pub use kick::Kicker;
 pub use memory::{HUGE_PAGE, guest_memory, unshare};
-pub use process::{Forked, disown_children, fork, is_one_file};
+pub use process::{disown_children, fork, is_one_file};
 pub use random::reseed;
 pub use vcpu::{Exit, Vcpu};
 pub use vcpu_state::{Tsc, VcpuState};

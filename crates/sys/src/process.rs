@@ -2,33 +2,44 @@
 
 use crate::SysError;
 use rustix::process::Pid;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-/// Which side of a fork this is.
-#[derive(Debug)]
-pub enum Forked {
-    /// The one that asked; the child has this process id.
-    Parent(Pid),
-    /// The copy.
-    Child,
-}
-
-/// Copies this process. In the child only the calling thread exists, and only the standard descriptors and `keep` are
-/// open.
+/// Copies this process. In the child only the calling thread exists, only the standard descriptors and `keep` are open,
+/// and `in_child` gets `keep`. When it is through, the process ends: what the parent's stack owns there (descriptors that
+/// are closed, and whose numbers may soon be somebody else's) is never looked at again. In the parent `keep` comes back, with the
+/// child's process id.
 ///
-/// Every other thread must stand at a known point, holding no lock that the child will want. In the child, whoever owns
-/// a descriptor that is not in `keep` must forget that owner (`std::mem::forget`) instead of dropping it: the number
-/// is closed, and may soon be somebody else's. glibc sees to its own locks, the allocator's among them.
-pub fn fork(keep: &[BorrowedFd<'_>]) -> Result<Forked, SysError> {
-    // SAFETY: Other threads stand still, so the child starts from a state in which no lock is held half-way; see above.
+/// Every other thread must stand at a known point, holding no lock that the child will want: it would wait for ever.
+/// glibc sees to its own locks, the allocator's among them.
+pub fn fork(keep: Vec<OwnedFd>, in_child: impl FnOnce(Vec<OwnedFd>)) -> Result<(Pid, Vec<OwnedFd>), SysError> {
+    // SAFETY: A child of a process with threads may do what does not wait for them, and with glibc allocate; see above.
+    // It has its own copy of all memory, and never gets back to a frame of its parent's, neither when `in_child`
+    // returns nor when it panics.
     match unsafe { libc::fork() } {
         -1 => Err(SysError::last("fork")),
         0 => {
-            close_all_but(keep);
-            Ok(Forked::Child)
+            let _end = EndOnUnwind;
+            close_all_but(&keep);
+            in_child(keep);
+            exit_now()
         }
-        child => Ok(Forked::Parent(Pid::from_raw(child).ok_or_else(|| SysError::last("fork"))?)),
+        child => Ok((Pid::from_raw(child).ok_or_else(|| SysError::last("fork"))?, keep)),
     }
+}
+
+/// Ends the process when it is dropped, which only a panic does.
+struct EndOnUnwind;
+
+impl Drop for EndOnUnwind {
+    fn drop(&mut self) {
+        exit_now();
+    }
+}
+
+/// Ends this process and runs nothing that anybody left for its end: in a child, these are its parent's.
+fn exit_now() -> ! {
+    // SAFETY: It ends the process at once, whatever state it is in.
+    unsafe { libc::_exit(1) }
 }
 
 /// From here on nothing is left of a child of this process when it ends, and nobody can wait for one. Children of
@@ -42,7 +53,7 @@ pub fn disown_children() -> Result<(), SysError> {
 }
 
 /// Closes every descriptor above the standard ones that is not in `keep`.
-fn close_all_but(keep: &[BorrowedFd<'_>]) {
+fn close_all_but(keep: &[OwnedFd]) {
     let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).filter(|fd| *fd > 2).collect();
     kept.sort_unstable();
     let mut first = 3;
@@ -56,9 +67,11 @@ fn close_all_but(keep: &[BorrowedFd<'_>]) {
 }
 
 fn close_range(first: u32, last: u32) {
-    // SAFETY: The owners of these descriptors are forgotten, as `fork` requires, so none is used after this. It can
-    // fail only on a kernel before 5.9, which KVM's own requirements here exclude.
-    unsafe { libc::close_range(first, last, 0) };
+    // SAFETY: Their owners are in frames of the parent's, to which `fork` never returns: none is used after this.
+    if unsafe { libc::close_range(first, last, 0) } != 0 {
+        // A kernel before 5.9. A child that shares files with its parent would do harm to both.
+        exit_now();
+    }
 }
 
 /// Whether a descriptor of one process and one of another (or the same) are one open file, with one offset and one set
@@ -78,34 +91,42 @@ pub fn is_one_file(one: (Pid, RawFd), other: (Pid, RawFd)) -> Result<bool, SysEr
 mod tests {
     use super::*;
     use std::io::{Read, Write};
-    use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
     #[test]
     fn a_child_keeps_what_it_was_told_to_and_nothing_else() {
-        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
         let other = std::fs::File::open("/dev/null").unwrap();
-        match fork(&[theirs.as_fd()]).unwrap() {
-            Forked::Child => {
-                let closed = rustix::io::fcntl_getfd(other.as_fd()) == Err(rustix::io::Errno::BADF);
-                theirs.write_all(&[u8::from(closed)]).unwrap();
-                let _ = theirs.read(&mut [0]); // Until it was looked at.
-                // SAFETY: Ends the child at once, as a test harness's destructors are not its to run.
-                unsafe { libc::_exit(0) }
-            }
-            Forked::Parent(child) => {
-                let mut answer = [0];
-                ours.read_exact(&mut answer).unwrap();
-                let ourselves = rustix::process::getpid();
-                let fd = |stream: &UnixStream| (ourselves, stream.as_raw_fd());
-                let is_kept = is_one_file(fd(&theirs), (child, theirs.as_raw_fd()));
-                let is_confused = is_one_file(fd(&ours), (child, theirs.as_raw_fd()));
-                ours.write_all(&[0]).unwrap();
-                rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).unwrap();
-                assert_eq!(answer, [1], "a descriptor that was not kept is closed");
-                assert!(is_kept.unwrap(), "one that was kept is the parent's");
-                assert!(!is_confused.unwrap());
-            }
-        }
+        let number = theirs.as_raw_fd();
+        let forked = fork(vec![theirs.into()], |mut kept| {
+            let closed = rustix::io::fcntl_getfd(&other) == Err(rustix::io::Errno::BADF);
+            let mut theirs = UnixStream::from(kept.pop().unwrap());
+            theirs.write_all(&[u8::from(closed)]).unwrap();
+            let _ = theirs.read(&mut [0]); // Until it was looked at.
+            exit_now() // A test harness's destructors are not its to run.
+        });
+        let (child, kept) = forked.unwrap();
+        let mut answer = [0];
+        ours.read_exact(&mut answer).unwrap();
+        let ourselves = rustix::process::getpid();
+        let is_kept = is_one_file((ourselves, kept[0].as_raw_fd()), (child, number));
+        let is_confused = is_one_file((ourselves, ours.as_raw_fd()), (child, number));
+        ours.write_all(&[0]).unwrap();
+        rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).unwrap();
+        assert_eq!(answer, [1], "a descriptor that was not kept is closed");
+        assert!(is_kept.unwrap(), "one that was kept is the parent's");
+        assert!(!is_confused.unwrap());
+    }
+
+    #[test]
+    fn a_child_that_panics_does_not_return_to_its_parents_frames() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let caught = std::panic::catch_unwind(|| fork(vec![theirs.into()], |_| panic!("on purpose")));
+        // Only the parent gets here: a child that did would hold the other end open, and this would wait for it.
+        let (child, kept) = caught.unwrap().unwrap();
+        drop(kept);
+        assert_eq!(ours.read(&mut [0]).unwrap(), 0);
+        let status = rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).unwrap();
+        assert_eq!(status.unwrap().1.exit_status(), Some(1));
     }
 }

@@ -114,7 +114,7 @@ impl Vcpu {
         self.fd.set_regs(&regs).map_err(SysError::kvm("KVM_SET_REGS"))
     }
 
-    /// Tells the guest's clock that the guest was stopped, so that its watchdogs forgive the time.
+    /// Tells the guest's clock that the guest was stopped, so that its watchdogs forgive the time. Before it goes on.
     /// Does nothing in a guest that does not use that clock.
     pub fn excuse_pause(&self) {
         // It fails only for a guest without kvmclock, which has nothing to be told.

@@ -14,7 +14,7 @@
 //!           get up              release (owner)
 //! ```
 
-use crate::gate::{Gate, Go, Parked};
+use crate::gate::{EndOnPanic, Gate, Go, Parked};
 use crate::platform::Platform;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::io;
@@ -84,6 +84,7 @@ fn live(
     wait: &Receiver<Go>,
     host: &[OwnedFd],
 ) {
+    let _end = EndOnPanic;
     let wake = platform.wake_fd();
     // Made once: between falling asleep and getting up there may be a fork, and nothing may be under way then.
     let mut fds = vec![PollFd::new(&wake, PollFlags::IN)];

@@ -12,6 +12,8 @@ pub(crate) struct Files {
     pub(crate) console: File,
     pub(crate) vsock: UnixListener,
     pub(crate) disk: pando_disk::Files,
+    /// What the own layer is called in messages.
+    pub(crate) layer: String,
 }
 
 /// What a boot is given beside.
@@ -61,6 +63,7 @@ pub(crate) fn take(start: &Start, descriptors: Vec<OwnedFd>) -> Result<(Files, O
         console,
         vsock: UnixListener::from(OwnedFd::from(vsock)),
         disk: pando_disk::Files { base, inherited: layers, data, journal },
+        layer: start.layer.clone(),
     };
     let boot = match (rest.next(), rest.next()) {
         (Some(kernel), Some(initramfs)) => Some(BootFiles { kernel, initramfs, inherited_journals: rest.collect() }),

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The parent pauses once, however many children there are, and for one child memory is forked once. Nothing of the parent's is dropped in the seed or a
-//! child: these functions do not return there, so what the parent's stack still owns is simply never looked at again.
+//! child: `pando_sys::fork` does not return there, so what the parent's stack still owns is simply never looked at again.
 //!
 //! A child shares three open files with its parent, and no other: its standard descriptors, until its `Start` gives it
 //! a standard error of its own. Standard input and output are what the first monitor of the tree was started with as
@@ -22,11 +22,12 @@
 //! or that ends before its start is through. Nobody waits for a child: the kernel puts away what is left of one.
 
 use crate::image::{DiskImage, Image};
+use crate::machine::MachineState;
 use crate::owner;
 use crate::vm::{Stopwatch, Vm, micros};
-use pando_sys::{Forked, SysError};
+use pando_sys::SysError;
 use pando_wire::control::{ForkTimings, Listener, Phase};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 /// What a child of a fork knows when it begins to live.
@@ -36,8 +37,6 @@ pub(crate) struct Inherited {
     pub(crate) asked: Instant,
     /// When the seed had forked this child.
     pub(crate) born: Instant,
-    /// The parent's generation.
-    pub(crate) generation: u64,
 }
 
 /// Why a VM was not forked. It goes on as it was.
@@ -67,15 +66,8 @@ impl Vm {
         self.pause().map_err(ForkError::Save)?;
         let mut timings =
             ForkTimings { park_us: clock.lap_us(), expected_pages: self.expected.pages(), ..Default::default() };
-        let forked = self.fork_paused(&listeners, &mut timings, &mut clock);
-        let done = match forked {
-            Ok((Forked::Child, image)) => grow(image, listeners, asked, self.platform.generation()),
-            Ok((Forked::Parent(_), _)) => Ok(()),
-            Err(error) => Err(error),
-        };
-        if done.is_ok() {
-            self.platform.count_fork();
-        }
+        // Where the parent closes its own ends of the listeners, it runs again.
+        let forked = self.fork_paused(listeners, asked, &mut timings, &mut clock);
         if was_running {
             self.resume();
             let running = self.running_since();
@@ -84,16 +76,17 @@ impl Vm {
         } else {
             timings.pause_us = micros(asked.elapsed());
         }
-        done.map(|()| timings)
+        forked.map(|_listeners| timings)
     }
 
-    /// Everything inside the pause. In the child, the image is complete; in the parent, there is none.
+    /// Everything inside the pause. Returns what the parent has no use for any more.
     fn fork_paused(
         &mut self,
-        listeners: &[OwnedFd],
+        listeners: Vec<OwnedFd>,
+        asked: Instant,
         timings: &mut ForkTimings,
         clock: &mut Stopwatch,
-    ) -> Result<(Forked, Option<Image>), ForkError> {
+    ) -> Result<Vec<OwnedFd>, ForkError> {
         if self.has_ended() {
             return Err(ForkError::Ended);
         }
@@ -103,34 +96,37 @@ impl Vm {
             self.platform.seal_disk();
         }
         timings.seal_us = clock.lap_us();
-        let keep: Vec<_> = listeners.iter().map(|listener| listener.as_fd()).collect();
-        let forked = pando_sys::fork(&keep).map_err(ForkError::Fork)?;
-        if let Forked::Parent(_) = forked {
-            timings.fork_us = clock.lap_us();
-            return Ok((forked, None));
-        }
+        let forked = pando_sys::fork(listeners, |listeners| self.live_as_seed(machine, listeners, asked));
+        let (_seed, listeners) = forked.map_err(ForkError::Fork)?;
+        timings.fork_us = clock.lap_us();
+        Ok(listeners)
+    }
+
+    /// The child of that fork.
+    fn live_as_seed(&self, machine: MachineState, listeners: Vec<OwnedFd>, asked: Instant) -> ! {
         if cfg!(feature = "plant-late-disk") {
             self.platform.seal_disk();
         }
-        let disk = self.platform.take_disk().map(|disk| DiskImage::Sealed(Box::new(disk.into_sealed())));
+        let Some(disk) = self.platform.take_disk() else { std::process::exit(1) };
+        let disk = DiskImage::Sealed(Box::new(disk.into_sealed()));
         let (memory, expected) = (self.memory.clone(), self.expected.clone());
-        Ok((forked, disk.map(|disk| Image { machine, memory, disk, expected })))
+        grow(Image { machine, memory, disk, expected }, listeners, asked)
     }
 }
 
 /// The seed: forks all children but one, and is that one itself. A child that cannot be forked is one whose listener
 /// closes; its siblings live.
-fn grow(image: Option<Image>, mut listeners: Vec<OwnedFd>, asked: Instant, generation: u64) -> ! {
-    let (Some(image), Some(mut mine)) = (image, listeners.pop()) else { std::process::exit(1) };
-    let mut rest = listeners.into_iter();
-    while let Some(listener) = rest.next() {
-        if let Ok(Forked::Child) = pando_sys::fork(&[listener.as_fd()]) {
-            // Closed by the fork.
-            std::mem::forget(rest);
-            std::mem::forget(std::mem::replace(&mut mine, listener));
-            break;
-        }
+fn grow(image: Image, mut listeners: Vec<OwnedFd>, asked: Instant) -> ! {
+    let mine = listeners.pop();
+    let mut image = Some(image);
+    for listener in listeners {
+        let _ = pando_sys::fork(vec![listener], |mut kept| live(image.take(), kept.pop(), asked));
     }
-    let inherited = Inherited { image, asked, born: Instant::now(), generation };
-    owner::live_as_child(Listener::from_fd(mine), inherited)
+    live(image, mine, asked)
+}
+
+/// A child, the seed included.
+fn live(image: Option<Image>, listener: Option<OwnedFd>, asked: Instant) -> ! {
+    let (Some(image), Some(listener)) = (image, listener) else { std::process::exit(1) };
+    owner::live_as_child(Listener::from_fd(listener), Inherited { image, asked, born: Instant::now() })
 }

@@ -19,7 +19,7 @@
 
 use pando_sys::{SysError, VcpuState};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ const WAKE_LIMIT: Duration = Duration::from_millis(5);
 /// Whether threads may run.
 pub(crate) struct Gate {
     vcpus: usize,
-    closed: AtomicBool,
+    closed: Arc<AtomicBool>,
     /// How many vCPUs are out of the guest since the gate closed.
     out: AtomicUsize,
     /// For those who wait for a change of one of these two.
@@ -54,7 +54,7 @@ pub(crate) struct Go;
 impl Gate {
     /// A closed gate for so many vCPUs.
     pub(crate) fn new(vcpus: usize) -> Self {
-        let (closed, out) = (AtomicBool::new(true), AtomicUsize::new(0));
+        let (closed, out) = (Arc::new(AtomicBool::new(true)), AtomicUsize::new(0));
         Self { vcpus, closed, out, changed: Default::default(), running: Default::default() }
     }
 
@@ -69,6 +69,11 @@ impl Gate {
     pub(crate) fn open(&self) {
         *lock(&self.running.0) = (0, None);
         self.closed.store(false, Ordering::SeqCst);
+    }
+
+    /// Set while the gate is closed, for a device that may be at work for long.
+    pub(crate) fn closed(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.closed)
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -120,6 +125,18 @@ impl Gate {
     fn wait_until(&self, is_so: impl Fn() -> bool) {
         let guard = lock(&self.changed.0);
         drop(self.changed.1.wait_while(guard, |()| !is_so()));
+    }
+}
+
+/// Held by a thread that parks: when it panics, the process ends, as the owner would wait for it for ever. In a release
+/// build every panic does that.
+pub(crate) struct EndOnPanic;
+
+impl Drop for EndOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::process::abort();
+        }
     }
 }
 

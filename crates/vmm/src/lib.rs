@@ -12,6 +12,7 @@ mod vcpu; // a thread per vCPU
 mod device_loop; // one thread for all devices
 mod vm; // start, pause, resume
 mod fork; // a live VM becomes several
+mod complaints; // what the monitor says in the VM's log
 mod owner; // one owner per VM: the control socket and what the guest does by itself
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! One owner per VM: it alone starts, pauses, forks and ends it, on request or because the guest did something.
 
+use crate::complaints::{self, say};
 use crate::files;
 use crate::fork::Inherited;
 use crate::gate::lock;
@@ -7,7 +8,7 @@ use crate::image::{DiskImage, Image};
 use crate::platform::Twin;
 use crate::vm::{Vm, micros};
 use pando_wire::control::{
-    Connection, Ending, Listener, MAX_CHILDREN, Origin, Phase, Request, Response, Start, StartTimings, Status,
+    Connection, Ending, Listener, MAX_CHILDREN, Origin, Phase, Request, Response, Start, StartTimings, Status, VERSION,
 };
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::collections::VecDeque;
@@ -52,13 +53,13 @@ pub fn main(name: &str) -> ExitCode {
     let listener = match take_stdin() {
         Ok(listener) => listener,
         Err(error) => {
-            eprintln!("error: {name}: standard input is not a control socket\n  because: {error}");
+            say(&format!("error: {name}: standard input is not a control socket\n  because: {error}"));
             return ExitCode::FAILURE;
         }
     };
     // Children of forks are the daemon's to look after, and end whenever they do.
     if let Err(error) = pando_sys::disown_children() {
-        eprintln!("error: {name}: {error}");
+        say(&format!("error: {name}: {error}"));
         return ExitCode::FAILURE;
     }
     live(listener, None)
@@ -85,12 +86,12 @@ fn live(listener: Listener, inherited: Option<Inherited>) -> ExitCode {
     let ending = Owner::new(listener, inherited).and_then(|mut owner| owner.run());
     match ending {
         Ok(Ending::Crashed(how)) => {
-            eprintln!("error: the guest cannot go on\n  because: {how}");
+            say(&format!("error: the guest cannot go on\n  because: {how}"));
             ExitCode::FAILURE
         }
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: the monitor cannot go on\n  because: {error}");
+            say(&format!("error: the monitor cannot go on\n  because: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -215,7 +216,7 @@ impl Owner {
 
     fn status(&self) -> Status {
         let phase = self.vm.as_ref().map_or(Phase::Created, Vm::phase);
-        Status { pid: std::process::id(), phase }
+        Status { version: VERSION, pid: std::process::id(), phase }
     }
 
     fn end(&mut self, ending: Ending) -> Ending {
@@ -257,7 +258,7 @@ impl Owner {
         let (files, boot_files) = files::take(start, descriptors)?;
         // What a monitor says about this VM belongs into this VM's log, also when it was forked from another.
         rustix::stdio::dup2_stderr(&files.console)?;
-        let (image, asked, generation) = match (&start.origin, boot_files, self.inherited.take()) {
+        let (image, asked, is_new) = match (&start.origin, boot_files, self.inherited.take()) {
             (Origin::Boot(boot), Some(mut from), None) => {
                 let asked = Instant::now();
                 let disk = match boot.recover_layers {
@@ -265,7 +266,7 @@ impl Owner {
                     false => DiskImage::Fresh { len_bytes: boot.disk_bytes },
                 };
                 let image = Image::from_kernel(&files.kvm, boot, &mut from.kernel, &mut from.initramfs, disk)?;
-                (image, asked, 0)
+                (image, asked, false)
             }
             (Origin::Fork, None, Some(inherited)) => {
                 timings.seed_us = micros(inherited.born - inherited.asked);
@@ -273,14 +274,14 @@ impl Owner {
                 let unsharing = Instant::now();
                 inherited.image.unshare_expected();
                 timings.copy_us = micros(unsharing.elapsed());
-                (inherited.image, inherited.asked, inherited.generation + 1)
+                (inherited.image, inherited.asked, true)
             }
             (_, _, inherited) => {
                 self.inherited = inherited;
                 return Err(Refusal::Origin.into());
             }
         };
-        let twin = Twin { generation, id: start.generation, seed: start.seed };
+        let twin = Twin { id: start.generation, is_new };
         let mut vm = Vm::start(image, files, &twin, self.events.clone(), &mut timings)?;
         vm.platform.repeat_interrupts();
         vm.resume();
@@ -314,16 +315,5 @@ enum Refusal {
 }
 
 fn refused(error: &(dyn Error + 'static)) -> Response {
-    Response::Refused(error_chain(error))
-}
-
-/// An error and its causes, outermost first.
-pub(crate) fn error_chain(error: &(dyn Error + 'static)) -> Vec<String> {
-    let mut chain = vec![error.to_string()];
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        chain.push(error.to_string());
-        cause = error.source();
-    }
-    chain
+    Response::Refused(complaints::chain(error))
 }

@@ -1,17 +1,16 @@
 //! The devices of a machine, where the guest finds them, and which interrupt is whose.
 
 use crate::boot::{GENERATION_ADDRESS, RESET_PORT, SLEEP_CONTROL_PORT, SLEEP_POWER_OFF};
+use crate::complaints::{Complaints, chain, say};
 use crate::gate::lock;
-use crate::owner::error_chain;
 use pando_devices::serial::{Serial, SerialState, SerialStateError};
-use pando_devices::twin::TwinPage;
 use pando_devices::virtio::VirtioDevice;
 use pando_devices::virtio::block::{self, Block};
-use pando_devices::virtio::mmio::{Effect, MmioDevice, Transport, TransportState, TransportStateError};
+use pando_devices::virtio::mmio::{Effect, LiveRegisters, MmioDevice, Transport, TransportState, TransportStateError};
 use pando_devices::virtio::rng::Rng;
 use pando_devices::virtio::vsock::{Vsock, VsockRestoreError, VsockState};
 use pando_disk::Disk;
-use pando_memory::{MMIO_DEVICE_LEN, MMIO_DEVICES, MMIO_TWIN};
+use pando_memory::{MMIO_DEVICE_LEN, MMIO_DEVICES};
 use pando_sys::Vm;
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
@@ -21,6 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 /// The first serial port of a PC.
@@ -43,8 +43,6 @@ pub(crate) const fn device_gsi(index: u32) -> u32 {
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PlatformState {
     serial: Option<SerialState>,
-    /// How many forks lie between the boot and this VM.
-    generation: u64,
     block: Option<TransportState>,
     vsock: Option<(TransportState, VsockState)>,
     rng: Option<TransportState>,
@@ -52,12 +50,18 @@ pub(crate) struct PlatformState {
 
 /// What only this VM has, and its parent and siblings have not.
 pub(crate) struct Twin {
-    /// How many forks lie between the boot and this VM.
-    pub(crate) generation: u64,
     /// What VMGENID shows.
     pub(crate) id: [u8; 16],
-    /// What the guest reseeds its RNG from.
-    pub(crate) seed: [u8; 32],
+    /// Whether its guest was another VM's until now.
+    pub(crate) is_new: bool,
+}
+
+/// The devices' host side.
+pub(crate) struct Host {
+    pub(crate) console: File,
+    pub(crate) vsock: UnixListener,
+    /// What the disk's own layer is called in messages.
+    pub(crate) layer: String,
 }
 
 /// What an access did beside being answered.
@@ -94,11 +98,14 @@ pub(crate) struct Platform {
     memory: GuestMemoryMmap,
     wake: OwnedFd,
     serial: Mutex<(Serial, File)>,
-    twin: Mutex<TwinPage>,
     /// `None` only in the seed of a fork, which took the disk and has no use for the rest.
-    block: Mutex<Option<Transport<Block<Disk>>>>,
+    pub(crate) block: Mutex<Option<Transport<Block<Disk>>>>,
     vsock: Mutex<Transport<Vsock>>,
     rng: Mutex<Transport<Rng>>,
+    /// What need not wait for those three, by index.
+    live: [LiveRegisters; DEVICE_COUNT as usize],
+    layer: String,
+    complaints: Mutex<Complaints>,
     /// The restored serial port has an interrupt to raise.
     serial_interrupt: AtomicBool,
     /// The generation counter changed since the guest ran last.
@@ -106,38 +113,44 @@ pub(crate) struct Platform {
 }
 
 impl Platform {
-    /// Builds the devices from their states, with files of their own.
+    /// Builds the devices from their states, with files of their own. While `halt` is set, no device begins what may
+    /// take long.
     pub(crate) fn build(
         state: &PlatformState,
         twin: &Twin,
         disk: Disk,
-        console: File,
-        vsock: UnixListener,
+        host: Host,
         vm: Arc<Vm>,
         memory: &GuestMemoryMmap,
+        halt: Arc<AtomicBool>,
     ) -> Result<Self, PlatformError> {
         memory.write_slice(&twin.id, GuestAddress(GENERATION_ADDRESS))?;
         let (serial, serial_interrupt) = match &state.serial {
             None => (Serial::new(), false),
             Some(state) => Serial::restore(state.clone())?,
         };
-        let disk = Block::new(disk, "root", block::Access::ReadWrite);
+        let Host { console, vsock, layer } = host;
+        let mut disk = Block::new(disk, "root", block::Access::ReadWrite);
+        disk.heed(halt);
         let block = transport(disk, state.block.as_ref())?;
         let vsock = match &state.vsock {
             None => Transport::new(Vsock::new(GUEST_CID, vsock)?),
             Some((transport, state)) => Transport::restore(Vsock::restore(*state, vsock)?, transport.clone())?,
         };
+        let rng = transport(Rng::new(), state.rng.as_ref())?;
         Ok(Self {
             vm,
             memory: memory.clone(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?,
             serial: Mutex::new((serial, console)),
-            twin: Mutex::new(TwinPage { generation: twin.generation, forks: 0, seed: twin.seed }),
+            live: [block.live().clone(), vsock.live().clone(), rng.live().clone()],
+            layer,
+            complaints: Mutex::default(),
             block: Mutex::new(Some(block)),
             vsock: Mutex::new(vsock),
-            rng: Mutex::new(transport(Rng::new(), state.rng.as_ref())?),
+            rng: Mutex::new(rng),
             serial_interrupt: AtomicBool::new(serial_interrupt),
-            is_new_twin: AtomicBool::new(twin.generation > 0),
+            is_new_twin: AtomicBool::new(twin.is_new),
         })
     }
 
@@ -146,21 +159,10 @@ impl Platform {
         let vsock = lock(&self.vsock);
         PlatformState {
             serial: Some(lock(&self.serial).0.state()),
-            generation: self.generation(),
             block: lock(&self.block).as_ref().map(Transport::state),
             vsock: Some((vsock.state(), vsock.device().state())),
             rng: Some(lock(&self.rng).state()),
         }
-    }
-
-    /// How many forks lie between the boot and this VM.
-    pub(crate) fn generation(&self) -> u64 {
-        lock(&self.twin).generation
-    }
-
-    /// The VM was forked: its agent, which may be waiting for it, sees that.
-    pub(crate) fn count_fork(&self) {
-        lock(&self.twin).forks += 1;
     }
 
     /// Freezes what the disk holds, for both sides of a fork.
@@ -177,19 +179,21 @@ impl Platform {
 
     pub(crate) fn mmio_read(&self, address: u64, data: &mut [u8]) -> Access {
         data.fill(0);
-        if let Some(offset) = in_page(address, MMIO_TWIN) {
-            lock(&self.twin).read(offset, data);
-        } else if let Some((index, offset)) = device_at(address) {
+        if let Some((index, offset)) = device_at(address)
+            && self.live[index as usize].read(offset, data).is_none()
+        {
             self.with_device(index, |device| device.read(offset, data));
         } // Else nothing is there, and reads as zero.
         Access::Done
     }
 
     pub(crate) fn mmio_write(&self, address: u64, data: &[u8]) -> Access {
-        if let Some((index, offset)) = device_at(address)
-            && let Some(Effect::Notify) = self.with_device(index, |device| device.write(offset, data))
-        {
-            self.wake_devices();
+        if let Some((index, offset)) = device_at(address) {
+            let effect = self.live[index as usize].write(offset, data);
+            let effect = effect.or_else(|| self.with_device(index, |device| device.write(offset, data)));
+            if effect == Some(Effect::Notify) {
+                self.wake_devices();
+            }
         }
         Access::Done
     }
@@ -237,10 +241,8 @@ impl Platform {
             let wanted = self.with_device(index, |device| {
                 let interrupt = device.process(&self.memory);
                 if let Some(error) = device.take_error() {
-                    eprintln!(
-                        "pando: virtio device {index} waits for its driver to reset it: {}",
-                        error_chain(&error).join(": ")
-                    );
+                    let why = chain(&error).join(": ");
+                    self.complain(format!("pando: virtio device {index} waits for its driver to reset it: {why}"));
                 }
                 interrupt
             });
@@ -248,6 +250,20 @@ impl Platform {
                 self.interrupt(device_gsi(index));
             }
         }
+        self.tell_of_the_disk();
+    }
+
+    /// Says what the disk failed to do, of which the guest knows no more than that there was something.
+    fn tell_of_the_disk(&self) {
+        let failed = lock(&self.block).as_mut().and_then(|block| block.device_mut().take_last_error());
+        match failed {
+            Some(error) => self.complain(format!("pando: {} ({})", chain(&error).join(": "), self.layer)),
+            None => lock(&self.complaints).retry(say),
+        }
+    }
+
+    fn complain(&self, line: String) {
+        lock(&self.complaints).add(line, Instant::now(), say);
     }
 
     /// Sends every interrupt that a restored machine owes its guest: that the generation changed, and again each that the
@@ -310,10 +326,6 @@ fn transport<D: VirtioDevice>(device: D, state: Option<&TransportState>) -> Resu
         None => Ok(Transport::new(device)),
         Some(state) => Transport::restore(device, state.clone()),
     }
-}
-
-fn in_page(address: u64, page: u64) -> Option<u64> {
-    address.checked_sub(page).filter(|offset| *offset < MMIO_DEVICE_LEN)
 }
 
 fn device_at(address: u64) -> Option<(u32, u64)> {

@@ -1,6 +1,6 @@
 //! A thread per vCPU: run, handle what the guest stops for, park when told.
 
-use crate::gate::{Gate, Go, Parked};
+use crate::gate::{EndOnPanic, Gate, Go, Parked};
 use crate::owner::{Event, Events};
 use crate::platform::{Access, Platform};
 use kvm_bindings::CpuId;
@@ -36,10 +36,12 @@ pub(crate) fn spawn(id: usize, vcpu: Vcpu, cpuid: CpuId, context: Context) -> io
 }
 
 fn live(id: usize, mut vcpu: Vcpu, cpuid: &CpuId, context: &Context, wait: &Receiver<Go>) {
+    let _end = EndOnPanic;
     vcpu.adopt_thread();
     // A guest that has ended never runs again, however often it is paused and resumed until the owner hears of it.
     let mut has_ended = false;
     while wait.recv().is_ok() {
+        vcpu.excuse_pause();
         context.gate.count_running();
         if !has_ended && let Some(ending) = run(&mut vcpu, context) {
             has_ended = true;

@@ -1,12 +1,13 @@
 //! A VM's life: the only way it begins, and how it stands still and goes on.
 
+use crate::complaints::say;
 use crate::device_loop::{self, DeviceThread};
 use crate::files::Files;
 use crate::gate::{Gate, Go, Parked, USUAL_PARK};
 use crate::image::{DiskImage, Image, PAGE};
 use crate::machine::MachineState;
 use crate::owner::Events;
-use crate::platform::{Platform, PlatformError, Twin};
+use crate::platform::{Host, Platform, PlatformError, Twin};
 use crate::vcpu::{self, Context, VcpuThread};
 use pando_disk::Disk;
 use pando_sys::{SysError, VcpuState};
@@ -74,7 +75,6 @@ impl Vm {
         for (id, state) in (0u8..).zip(&machine.vcpus) {
             let vcpu = vm.create_vcpu(id)?;
             vcpu.set_state(state)?;
-            vcpu.excuse_pause();
             vcpus.push(vcpu);
         }
         vm.set_state(&machine.vm)?;
@@ -84,23 +84,29 @@ impl Vm {
         }
         timings.map_us = clock.lap_us();
         let disk = open_disk(disk, files.disk)?;
-        let platform =
-            Platform::build(&machine.platform, twin, disk, files.console, files.vsock, Arc::clone(&vm), &memory)?;
-        let started = Self::spawn(vm, memory, expected, Arc::new(platform), machine, vcpus, events);
+        if disk.dropped_journal_bytes() > 0 {
+            let (bytes, layer) = (disk.dropped_journal_bytes(), &files.layer);
+            say(&format!(
+                "pando: {bytes} bytes at the end of the disk's journal were not whole and are left out ({layer})"
+            ));
+        }
+        let gate = Arc::new(Gate::new(vcpus.len()));
+        let host = Host { console: files.console, vsock: files.vsock, layer: files.layer };
+        let platform = Platform::build(&machine.platform, twin, disk, host, Arc::clone(&vm), &memory, gate.closed())?;
+        let started = Self::spawn(vm, memory, Arc::new(platform), gate, machine, vcpus, events);
         timings.devices_us = clock.lap_us();
-        started.map_err(StartError::Thread)
+        Ok(Self { expected, ..started.map_err(StartError::Thread)? })
     }
 
     fn spawn(
         vm: Arc<pando_sys::Vm>,
         memory: GuestMemoryMmap,
-        expected: WorkingSet,
         platform: Arc<Platform>,
+        gate: Arc<Gate>,
         machine: MachineState,
         vcpus: Vec<pando_sys::Vcpu>,
         events: Events,
     ) -> io::Result<Self> {
-        let gate = Arc::new(Gate::new(vcpus.len()));
         let (send_parked, parked) = channel();
         let context = Context {
             platform: Arc::clone(&platform),
@@ -114,6 +120,7 @@ impl Vm {
         let vcpus = threads.collect::<Result<_, _>>()?;
         let devices = device_loop::spawn(Arc::clone(&platform), Arc::clone(&gate), send_parked)?;
         let (msrs, paused) = (machine.msrs, Some(machine.vcpus));
+        let expected = WorkingSet::default();
         Ok(Self { platform, memory, expected, msrs, vm, gate, vcpus, devices, parked, paused, has_ended: false })
     }
 

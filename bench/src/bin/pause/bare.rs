@@ -1,7 +1,7 @@
 //! What a fork of a VM is held against: `fork(2)` of a process that has the same memory and is nothing else.
 
 use pando_memory::ram_ranges;
-use pando_sys::{Forked, fork, guest_memory};
+use pando_sys::{fork, guest_memory};
 use rustix::process::{WaitOptions, waitpid};
 use std::error::Error;
 use std::io::{self, BufRead, BufReader, Write};
@@ -65,14 +65,10 @@ pub(crate) fn serve(memory_bytes: u64) -> Result<(), Box<dyn Error>> {
     for line in io::stdin().lines() {
         line?;
         let start = Instant::now();
-        match fork(&[])? {
-            Forked::Child => exit(0),
-            Forked::Parent(child) => {
-                let us = start.elapsed().as_micros();
-                waitpid(Some(child), WaitOptions::empty())?;
-                println!("{us}");
-            }
-        }
+        let (child, _) = fork(Vec::new(), |_| exit(0))?;
+        let us = start.elapsed().as_micros();
+        waitpid(Some(child), WaitOptions::empty())?;
+        println!("{us}");
     }
     Ok(())
 }

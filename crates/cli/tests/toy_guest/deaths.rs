@@ -41,7 +41,7 @@ impl Pending {
     /// Which children there are, by their process ids. Those that are not refuse or close the connection.
     fn born(&self) -> Vec<u32> {
         let status = |child| match ask(&self.path(child), &Request::Status) {
-            Some(Response::Status(Status { pid, phase: Phase::Created })) => Some(pid),
+            Some(Response::Status(Status { pid, phase: Phase::Created, .. })) => Some(pid),
             None => None,
             other => panic!("{other:?}"),
         };
@@ -139,7 +139,7 @@ fn a_child_that_is_killed_or_refuses_its_files_ends_and_hurts_nobody() {
 
     // Files that are too few change nothing, so the child is there for another attempt.
     let start = |inherited_layers| {
-        Request::Start(Start { origin: Origin::Fork, generation: [9; 16], seed: [9; 32], inherited_layers })
+        Request::Start(Start { origin: Origin::Fork, generation: [9; 16], inherited_layers, layer: String::new() })
     };
     assert!(matches!(ask(&fork.path(1), &start(1)), Some(Response::Refused(_))));
     assert!(matches!(ask(&fork.path(1), &Request::Status), Some(Response::Status(_))));

@@ -101,6 +101,9 @@ impl Fleet {
                 self.0.supervisor.end_unknown(id).await;
                 return self.put_away(record).await;
             }
+            Found::Foreign(source) => {
+                return Err(FleetError::Monitor { name: record.name.clone(), wanted: "take over", source });
+            }
             Found::Alive(status) => status,
         };
         tracing::info!(vm = id, name = record.name, pid = status.pid, "adopted");
@@ -165,6 +168,7 @@ impl Fleet {
         };
         match timeout(STATUS_LIMIT, asked).await {
             Ok(Ok(found)) => found,
+            Ok(Err(error @ MonitorError::Version(_))) => Found::Foreign(error),
             Ok(Err(_)) | Err(_) => Found::Silent,
         }
     }
@@ -203,6 +207,8 @@ enum Found {
     Gone,
     /// It is there, and does not answer in time.
     Silent,
+    /// It is of another version, and left alone: the daemon that it belongs to can take it over.
+    Foreign(MonitorError),
 }
 
 /// The entries of `dir` that are not in `known`.

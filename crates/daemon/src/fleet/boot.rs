@@ -153,8 +153,8 @@ impl Fleet {
                 recover_layers: matches!(disk, Disk::Kept),
             }),
             generation: random()?,
-            seed: random()?,
             inherited_layers: shared.layer_count(),
+            layer: inner.paths.layer(&record.id).display().to_string(),
         };
         let process = self.spawn(record, control).await?;
         let pid = process.pid();

@@ -2,7 +2,7 @@
 
 use crate::{Monitor, agent};
 use pando_wire::control::{
-    Connection, Ending, ForkTimings, Origin, Phase, Request, Response, Start, StartTimings, Status, WorkingSet,
+    Connection, Ending, ForkTimings, Origin, Phase, Request, Response, Start, StartTimings, Status, VERSION, WorkingSet,
 };
 use std::fs::File;
 use std::io::Write;
@@ -41,7 +41,8 @@ pub(crate) fn serve(monitor: &Arc<Monitor>, connection: Connection) {
             }
             Request::Status => {
                 let phase = monitor.state.lock().unwrap().phase;
-                Response::Status(Status { pid: std::process::id(), phase })
+                let version = if monitor.name == "newer" { VERSION + 1 } else { VERSION };
+                Response::Status(Status { version, pid: std::process::id(), phase })
             }
             Request::Touched => {
                 let pagemap = descriptors.into_iter().next().unwrap();

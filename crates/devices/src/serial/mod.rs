@@ -13,9 +13,6 @@ use vm_superio::serial::{NoEvents, Serial as Uart};
 
 pub use state::{SerialState, SerialStateError};
 
-/// How many I/O ports it takes.
-pub const SERIAL_PORTS: u16 = 8;
-
 /// What the machine must do after the guest wrote to a register.
 #[must_use]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

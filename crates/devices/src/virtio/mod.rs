@@ -24,7 +24,7 @@ use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 
 pub use chain::ChainError;
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use vsock::fuzz_header;
 
 /// What every device here offers: version 1 of the specification, and descriptors in tables of their own.
@@ -57,7 +57,7 @@ pub trait VirtioDevice: Send {
     fn reset(&mut self);
 
     /// Do all there is to do in every queue and on the host side. Never blocks, except on the input and output of a
-    /// disk. Returns whether the guest must be interrupted.
+    /// disk, which may be told to stop between two requests. Returns whether the guest must be interrupted.
     ///
     /// # Errors
     ///

@@ -9,20 +9,26 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::DeviceError;
 use super::chain::Chain;
 
-/// Answers every chain that is there now. `answer` returns how many bytes it wrote. A queue that the driver does not
-/// use has none. Returns whether the driver wants an interrupt for what it got back.
+/// Answers every chain that is there now, for as long as `goes_on` says so before each. `answer` returns how many bytes
+/// it wrote. A queue that the driver does not use has none. Returns whether the driver wants an interrupt for what it
+/// got back.
 pub(super) fn serve<'m>(
     queue: &mut Queue,
     memory: &'m GuestMemoryMmap,
+    goes_on: impl Fn() -> bool,
     mut answer: impl FnMut(&Chain<'m>) -> Result<u32, DeviceError>,
 ) -> Result<bool, DeviceError> {
-    let count = available(queue, memory)?;
-    for _ in 0..count {
+    let mut has_answered = false;
+    for _ in 0..available(queue, memory)? {
+        if !goes_on() {
+            break;
+        }
         let Some(chain) = pop(queue, memory)? else { break };
         let written = answer(&chain)?;
         give_back(queue, memory, chain.head(), written)?;
+        has_answered = true;
     }
-    Ok(count != 0 && wants_interrupt(queue, memory)?)
+    Ok(has_answered && wants_interrupt(queue, memory)?)
 }
 
 /// How many chains are there now: at most the queue's size.

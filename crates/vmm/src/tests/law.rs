@@ -21,7 +21,7 @@ const CLOCKS: [(&str, &str); 6] = [
 ];
 
 /// The guest's devices and CPUs are in use: queues, registers, a timer that runs, interrupts that wait.
-const WITNESS: Witness = Witness { vcpus: 3, pages: 8, records: 4 };
+pub(super) const WITNESS: Witness = Witness { vcpus: 3, pages: 8, records: 4 };
 
 /// What such a guest has changed since power-on, at least: otherwise the law would hold for an empty machine only.
 const IN_USE: [&str; 23] = [
@@ -83,7 +83,7 @@ fn state(vm: &Vm) -> (MachineState, Fields) {
 }
 
 /// Waits until every CPU of the youngest VM has made so many laps.
-fn wait_for_laps(toys: &Toys, wanted: usize) {
+pub(super) fn wait_for_laps(toys: &Toys, wanted: usize) {
     let deadline = Instant::now() + Duration::from_secs(60);
     let mut laps = [0; WITNESS.vcpus as usize];
     while laps.iter().any(|laps| *laps < wanted) {

@@ -59,9 +59,10 @@ impl Toys {
                 data: own(&self.file("data", self.count)),
                 journal: own(&self.file("journal", self.count)),
             },
+            layer: "the layer".into(),
         };
         self.count += 1;
-        let twin = Twin { generation: 0, id: [1; 16], seed: [2; 32] };
+        let twin = Twin { id: [1; 16], is_new: false };
         Vm::start(image, files, &twin, self.events.clone(), &mut StartTimings::default()).unwrap()
     }
 

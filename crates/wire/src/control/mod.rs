@@ -2,6 +2,12 @@
 //!
 //! A monitor listens on a `SOCK_SEQPACKET` Unix socket that its daemon bound and handed over as standard input. A
 //! connection carries requests and their responses in turn, one packet each: postcard, descriptors attached.
+//!
+//! A VM, and every fork of it, keeps the monitor that it was booted with, also when the daemon is another one by now: a
+//! daemon asks for [`Request::Status`] before anything else and compares [`Status::version`] with its own [`VERSION`].
+//! So that this can always be asked and answered, variants and the fields of [`Status`] are only ever appended; the
+//! tests below hold the encodings.
+//!
 //! Before [`Request::Start`] a monitor can only be watched, asked for its status, and killed; one made by a fork listens
 //! on the socket that it was given in [`Request::Fork`] and waits for its own [`Request::Start`] there.
 
@@ -9,6 +15,9 @@ mod socket; // packets with descriptors
 
 use serde::{Deserialize, Serialize};
 pub use socket::{Connection, Listener};
+
+/// The version of this language. Another one for every change that an older monitor would not understand.
+pub const VERSION: u32 = 1;
 
 /// What the daemon asks of a monitor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,10 +58,10 @@ pub struct Start {
     pub origin: Origin,
     /// What VMGENID shows: unique to this VM.
     pub generation: [u8; 16],
-    /// 32 bytes that no other VM gets, from which the guest reseeds its RNG.
-    pub seed: [u8; 32],
     /// How many inherited layers the disk has.
     pub inherited_layers: u32,
+    /// What the monitor calls the disk's own layer when it has to complain of it: its path, which it never opens.
+    pub layer: String,
 }
 
 /// Where a machine's state comes from.
@@ -128,6 +137,8 @@ impl WorkingSet {
 /// Answer to [`Request::Status`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
+    /// The monitor's [`VERSION`].
+    pub version: u32,
     /// The monitor's process id.
     pub pid: u32,
     /// Where in its life the VM is.
@@ -198,4 +209,76 @@ pub struct StartTimings {
     pub vcpus_us: u64,
     /// Devices, disk and threads.
     pub devices_us: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(message: &impl Serialize) -> Vec<u8> {
+        postcard::to_stdvec(message).unwrap()
+    }
+
+    /// A change here is a new [`VERSION`], unless it is a line more.
+    #[test]
+    fn every_request_is_encoded_as_ever() {
+        let boot = Boot { vcpus: 2, memory_bytes: 3, disk_bytes: 4, command_line: "c".into(), recover_layers: true };
+        let start = |origin| Start { origin, generation: [7; 16], inherited_layers: 5, layer: "l".into() };
+        let rest = |head: &[u8]| [head, &[7; 16], &[5, 1, b'l']].concat();
+        assert_eq!(encoded(&Request::Start(start(Origin::Boot(boot)))), rest(&[0, 0, 2, 3, 4, 1, b'c', 1]));
+        assert_eq!(encoded(&Request::Start(start(Origin::Fork))), rest(&[0, 1]));
+        assert_eq!(encoded(&Request::Fork(Fork { children: 9 })), [1, 9]);
+        assert_eq!(encoded(&Request::Pause), [2]);
+        assert_eq!(encoded(&Request::Resume), [3]);
+        assert_eq!(encoded(&Request::Kill), [4]);
+        assert_eq!(encoded(&Request::Status), [5]);
+        assert_eq!(encoded(&Request::Touched), [6]);
+        assert_eq!(encoded(&Request::Expect(WorkingSet(vec![(8, 9)]))), [7, 1, 8, 9]);
+        assert_eq!(encoded(&Request::Watch), [8]);
+    }
+
+    /// See [`every_request_is_encoded_as_ever`].
+    #[test]
+    fn every_response_is_encoded_as_ever() {
+        let started = StartTimings {
+            total_us: 1,
+            seed_us: 2,
+            wait_us: 3,
+            create_vm_us: 4,
+            memory_us: 5,
+            copy_us: 6,
+            map_us: 7,
+            vcpus_us: 8,
+            devices_us: 9,
+        };
+        let forked = ForkTimings {
+            pause_us: 1,
+            park_us: 2,
+            save_us: 3,
+            seal_us: 4,
+            fork_us: 5,
+            resume_us: 6,
+            expected_pages: 7,
+        };
+        let status = |phase| Response::Status(Status { version: 1, pid: 6, phase });
+        assert_eq!(encoded(&Response::Done), [0]);
+        assert_eq!(encoded(&Response::Started(started)), [1, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(encoded(&Response::Forked(forked)), [2, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(encoded(&status(Phase::Created)), [3, 1, 6, 0]);
+        assert_eq!(encoded(&status(Phase::Running)), [3, 1, 6, 1]);
+        assert_eq!(encoded(&status(Phase::Paused)), [3, 1, 6, 2]);
+        assert_eq!(encoded(&Response::Touched(WorkingSet(vec![(8, 9)]))), [4, 1, 8, 9]);
+        assert_eq!(encoded(&Response::Ended(Ending::PowerOff)), [5, 0]);
+        assert_eq!(encoded(&Response::Ended(Ending::Reset)), [5, 1]);
+        assert_eq!(encoded(&Response::Ended(Ending::Killed)), [5, 2]);
+        assert_eq!(encoded(&Response::Ended(Ending::Crashed("c".into()))), [5, 3, 1, b'c']);
+        assert_eq!(encoded(&Response::Refused(vec!["r".into()])), [6, 1, 1, b'r']);
+    }
+
+    #[test]
+    fn a_status_with_more_fields_still_tells_its_version() {
+        let newer = [3, 2, 6, 1, 77, 78];
+        let Ok(Response::Status(status)) = postcard::from_bytes(&newer) else { panic!("not understood") };
+        assert_eq!(status, Status { version: 2, pid: 6, phase: Phase::Running });
+    }
 }

@@ -1,7 +1,8 @@
 //! Queue in, sectors out.
 
-use std::error::Error;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_S_IOERR,
@@ -36,7 +37,16 @@ pub struct Block<B> {
     /// Without FLUSH the driver trusts every write to last.
     writes_through: bool,
     piece: Box<[u8]>,
-    last_error: Option<String>,
+    halt: Arc<AtomicBool>,
+    last_error: Option<BlockError>,
+}
+
+/// What the backing failed to do.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what} the disk")]
+pub struct BlockError {
+    what: &'static str,
+    source: io::Error,
 }
 
 /// How a request ended.
@@ -46,7 +56,7 @@ enum Outcome {
     /// With an error for the driver.
     Refused(Refusal),
     /// With an error for the driver and for the host to hear of.
-    Failed(&'static str, io::Error),
+    Failed(BlockError),
 }
 
 impl<B: Backing> Block<B> {
@@ -61,8 +71,15 @@ impl<B: Backing> Block<B> {
             name: id,
             writes_through: false,
             piece: vec![0; PIECE_BYTES].into_boxed_slice(),
+            halt: Arc::default(),
             last_error: None,
         }
+    }
+
+    /// While `halt` is set, no request is begun: a call of `process` ends with the one it is at, and the next call that
+    /// finds it cleared goes on with the others.
+    pub fn heed(&mut self, halt: Arc<AtomicBool>) {
+        self.halt = halt;
     }
 
     /// Where the sectors are.
@@ -81,7 +98,7 @@ impl<B: Backing> Block<B> {
     }
 
     /// The last thing that the backing failed to do, once. The driver has been told that there was something.
-    pub fn take_last_error(&mut self) -> Option<String> {
+    pub fn take_last_error(&mut self) -> Option<BlockError> {
         self.last_error.take()
     }
 
@@ -95,8 +112,8 @@ impl<B: Backing> Block<B> {
             Outcome::Done(written) => (VIRTIO_BLK_S_OK, written),
             Outcome::Refused(Refusal::Impossible) => (VIRTIO_BLK_S_IOERR, 0),
             Outcome::Refused(Refusal::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
-            Outcome::Failed(what, error) => {
-                self.last_error = Some(format!("cannot {what} the disk{}", causes(&error)));
+            Outcome::Failed(error) => {
+                self.last_error = Some(error);
                 (VIRTIO_BLK_S_IOERR, 0)
             }
         };
@@ -122,7 +139,7 @@ impl<B: Backing> Block<B> {
         for done in (0..len).step_by(PIECE_BYTES) {
             let piece = &mut self.piece[..PIECE_BYTES.min(len - done)];
             if let Err(error) = self.backing.read_at(offset + done as u64, piece) {
-                return Ok(Outcome::Failed("read", error));
+                return Ok(Outcome::failed("read", error));
             }
             chain.write_at(done, piece)?;
         }
@@ -134,7 +151,7 @@ impl<B: Backing> Block<B> {
             let piece = &mut self.piece[..PIECE_BYTES.min(len - done)];
             chain.read_at(HEADER_BYTES + done, piece)?;
             if let Err(error) = self.backing.write_at(offset + done as u64, piece) {
-                return Ok(Outcome::Failed("write", error));
+                return Ok(Outcome::failed("write", error));
             }
         }
         Ok(if self.writes_through { self.flush() } else { Outcome::Done(0) })
@@ -146,7 +163,7 @@ impl<B: Backing> Block<B> {
         }
         match self.backing.flush() {
             Ok(()) => Outcome::Done(0),
-            Err(error) => Outcome::Failed("flush", error),
+            Err(error) => Outcome::failed("flush", error),
         }
     }
 
@@ -159,15 +176,10 @@ impl<B: Backing> Block<B> {
     }
 }
 
-/// `error` and what is behind it, each after a colon.
-fn causes(error: &io::Error) -> String {
-    let mut text = String::new();
-    let mut next: Option<&dyn Error> = Some(error);
-    while let Some(error) = next {
-        text.push_str(&format!(": {error}"));
-        next = error.source();
+impl Outcome {
+    fn failed(what: &'static str, source: io::Error) -> Self {
+        Self::Failed(BlockError { what, source })
     }
-    text
 }
 
 impl<B: Backing> VirtioDevice for Block<B> {
@@ -202,7 +214,9 @@ impl<B: Backing> VirtioDevice for Block<B> {
     fn process(&mut self, queues: &mut [Queue], memory: &GuestMemoryMmap) -> Result<bool, DeviceError> {
         let mut interrupt = false;
         for queue in queues {
-            interrupt |= queue::serve(queue, memory, |chain| self.answer(chain))?;
+            let halt = Arc::clone(&self.halt);
+            let goes_on = || !halt.load(Ordering::SeqCst);
+            interrupt |= queue::serve(queue, memory, goes_on, |chain| self.answer(chain))?;
         }
         Ok(interrupt)
     }

@@ -9,7 +9,7 @@ mod device; // queue in, sectors out
 mod request; // what a driver asks for
 
 pub use backing::Backing;
-pub use device::{Access, Block};
+pub use device::{Access, Block, BlockError};
 
 /// The unit of a request, in bytes.
 pub const SECTOR_BYTES: u64 = 512;

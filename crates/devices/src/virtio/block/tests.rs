@@ -1,10 +1,15 @@
 //! The device through its queue, before a disk that is a vector.
 
+use std::error::Error;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
 
 use super::*;
 use crate::virtio::VirtioDevice;
-use crate::virtio::mmio::{MmioDevice, Transport};
+use crate::virtio::mmio::{Effect, MmioDevice, Transport};
 use crate::virtio::testing::{Descriptor, Driver, INDIRECT, MEMORY_BYTES, NEXT, WRITE, read32, write32};
 
 const SECTORS: u64 = 9_000;
@@ -17,6 +22,8 @@ struct Ram {
     bytes: Vec<u8>,
     flushes: usize,
     broken: bool,
+    /// Where a flush says that it is under way, and waits until it may end.
+    slow: Option<(Sender<()>, Mutex<Receiver<()>>)>,
 }
 
 impl Ram {
@@ -44,6 +51,10 @@ impl Backing for Ram {
     fn flush(&mut self) -> io::Result<()> {
         self.check()?;
         self.flushes += 1;
+        if let Some((under_way, may_end)) = &self.slow {
+            under_way.send(()).unwrap();
+            may_end.lock().unwrap().recv().unwrap();
+        }
         Ok(())
     }
 }
@@ -304,12 +315,53 @@ fn a_disk_that_fails_is_an_error_for_the_guest_and_a_line_for_the_host() {
     machine.disk().broken = true;
     assert_eq!(machine.request(0, 0, &[], 512).0, IOERR);
     let said = machine.transport.device_mut().take_last_error().unwrap();
-    assert_eq!(said, "cannot read the disk: the platter is scratched");
-    assert_eq!(machine.transport.device_mut().take_last_error(), None, "said once");
+    assert_eq!(said.to_string(), "cannot read the disk");
+    assert_eq!(said.source().unwrap().to_string(), "the platter is scratched");
+    assert!(machine.transport.device_mut().take_last_error().is_none(), "said once");
     assert_eq!(machine.request(1, 0, &[0; 512], 0).0, IOERR);
     assert_eq!(machine.request(4, 0, &[], 0).0, IOERR);
     machine.disk().broken = false;
     assert_eq!(machine.request(0, 0, &[], 512).0, OK, "and it may recover");
+}
+
+#[test]
+fn a_disk_at_work_keeps_neither_its_driver_nor_a_pause_waiting() {
+    let mut machine = Machine::new();
+    let header = machine.driver.place(&header(4, 0));
+    let status = machine.driver.allocate(3);
+    for request in 0..3 {
+        machine.driver.offer(0, &[(header, 16)], &[(status + request, 1)]);
+    }
+    let (under_way, is_under_way) = channel();
+    let (end, may_end) = channel();
+    machine.disk().slow = Some((under_way, Mutex::new(may_end)));
+    let halt = Arc::new(AtomicBool::new(false));
+    machine.transport.device_mut().heed(Arc::clone(&halt));
+    let live = machine.transport.live().clone();
+
+    let Machine { mut transport, mut driver } = machine;
+    let memory = driver.memory.clone();
+    let at_work = thread::spawn(move || {
+        assert!(transport.process(&memory));
+        transport
+    });
+    is_under_way.recv().unwrap();
+    let mut interrupt_status = [9; 4];
+    assert_eq!(live.read(0x60, &mut interrupt_status), Some(()));
+    assert_eq!(interrupt_status, [0; 4]);
+    assert_eq!(live.write(0x50, &[0; 4]), Some(Effect::Notify));
+    assert_eq!(live.write(0x64, &[1, 0, 0, 0]), Some(Effect::None));
+    halt.store(true, Ordering::SeqCst);
+    end.send(()).unwrap();
+    // Were the next flush begun, this would wait for it for ever.
+    let mut transport = at_work.join().unwrap();
+    assert!(driver.take(0).is_some() && driver.take(0).is_none(), "the one that was under way is answered");
+    assert_eq!(read32(&mut transport, 0x60), 1);
+
+    halt.store(false, Ordering::SeqCst);
+    transport.device_mut().backing_mut().slow = None;
+    assert!(transport.process(&driver.memory));
+    assert!(driver.take(0).is_some() && driver.take(0).is_some(), "and the others when it goes on");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! A driver that breaks the order of the handshake is ignored rather than punished: the register keeps its value, and
 //! the driver reads back that its write did not take.
 
+mod live; // those that are answered while the device is at work
 mod register; // where each register lies
 mod state; // what is saved, and the checks on the way back
 mod transport; // the registers and the device behind them
@@ -13,11 +14,9 @@ use vm_memory::GuestMemoryMmap;
 
 use super::DeviceError;
 
+pub use live::LiveRegisters;
 pub use state::{RingState, TransportState, TransportStateError};
 pub use transport::Transport;
-
-/// How much of the guest's address space a transport takes, in bytes.
-pub const TRANSPORT_BYTES: u64 = 4096;
 
 /// What the machine must do after the guest wrote to a register.
 #[must_use]

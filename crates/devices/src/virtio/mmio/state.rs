@@ -103,7 +103,7 @@ impl<D: VirtioDevice> Transport<D> {
             driver_features_select: registers.driver_features_select,
             driver_features: registers.driver_features,
             queue_select: registers.queue_select,
-            interrupt_status: registers.interrupt_status,
+            interrupt_status: self.live.interrupt_status(),
             queues: self.queues.iter().map(ring_state).collect(),
         }
     }
@@ -117,6 +117,7 @@ impl<D: VirtioDevice> Transport<D> {
         let registers = checked_registers(&device, &state)?;
         let queues = checked_queues(&device, &state)?;
         let mut transport = Self::with(device, queues, registers);
+        transport.live.set_interrupt_status(state.interrupt_status);
         if transport.registers.is_running() {
             transport.device.activate(registers.driver_features);
         }
@@ -148,7 +149,6 @@ fn checked_registers(device: &impl VirtioDevice, state: &TransportState) -> Resu
         driver_features_select: state.driver_features_select,
         driver_features: state.driver_features,
         queue_select: state.queue_select,
-        interrupt_status: state.interrupt_status,
     })
 }
 

@@ -41,7 +41,7 @@ impl VirtioDevice for Echo {
         assert!(self.active.is_some(), "processed only while active");
         let mut interrupt = false;
         for queue in queues {
-            interrupt |= queue::serve(queue, memory, |chain| Ok(chain.writable_len() as u32))?;
+            interrupt |= queue::serve(queue, memory, || true, |chain| Ok(chain.writable_len() as u32))?;
         }
         Ok(interrupt)
     }

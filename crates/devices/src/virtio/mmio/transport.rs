@@ -7,7 +7,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::register::{self, interrupt, status};
-use super::{Effect, MmioDevice};
+use super::{Effect, LiveRegisters, MmioDevice};
 use crate::virtio::{DeviceError, VirtioDevice};
 
 /// A device with the registers that its driver speaks to.
@@ -15,6 +15,7 @@ pub struct Transport<D> {
     pub(super) device: D,
     pub(super) queues: Vec<Queue>,
     pub(super) registers: Registers,
+    pub(super) live: LiveRegisters,
     error: Option<DeviceError>,
 }
 
@@ -26,7 +27,6 @@ pub(super) struct Registers {
     pub(super) driver_features_select: u32,
     pub(super) driver_features: u64,
     pub(super) queue_select: u32,
-    pub(super) interrupt_status: u32,
 }
 
 impl Registers {
@@ -49,7 +49,7 @@ impl<D: VirtioDevice> Transport<D> {
     }
 
     pub(super) fn with(device: D, queues: Vec<Queue>, registers: Registers) -> Self {
-        Self { device, queues, registers, error: None }
+        Self { device, queues, registers, live: LiveRegisters::default(), error: None }
     }
 
     /// The device.
@@ -60,6 +60,11 @@ impl<D: VirtioDevice> Transport<D> {
     /// The device.
     pub fn device_mut(&mut self) -> &mut D {
         &mut self.device
+    }
+
+    /// The registers that need not wait for the device.
+    pub fn live(&self) -> &LiveRegisters {
+        &self.live
     }
 
     /// The device alone, without telling it anything.
@@ -77,7 +82,6 @@ impl<D: VirtioDevice> Transport<D> {
             register::DEVICE_FEATURES => half(self.device.features(), registers.device_features_select),
             register::QUEUE_NUM_MAX => self.selected().map_or(0, |queue| u32::from(queue.max_size())),
             register::QUEUE_READY => self.selected().map_or(0, |queue| u32::from(queue.ready())),
-            register::INTERRUPT_STATUS => registers.interrupt_status,
             register::STATUS => registers.status,
             // There is no shared memory, which reads as a length and a base of -1.
             register::SHM_LEN_LOW..=register::SHM_BASE_HIGH => u32::MAX,
@@ -93,8 +97,6 @@ impl<D: VirtioDevice> Transport<D> {
             register::DRIVER_FEATURES => self.accept_features(value),
             register::QUEUE_SEL => self.registers.queue_select = value,
             register::QUEUE_READY => self.set_queue_ready(value),
-            register::QUEUE_NOTIFY => return Effect::Notify,
-            register::INTERRUPT_ACK => self.registers.interrupt_status &= !value,
             register::STATUS => return self.set_status(value),
             _ => self.configure_queue(offset, value),
         }
@@ -189,6 +191,7 @@ impl<D: VirtioDevice> Transport<D> {
         self.device.reset();
         self.queues.iter_mut().for_each(QueueT::reset);
         self.registers = Registers::default();
+        self.live.set_interrupt_status(0);
     }
 
     fn run(&mut self, memory: &GuestMemoryMmap) -> Result<bool, DeviceError> {
@@ -203,7 +206,9 @@ impl<D: VirtioDevice> Transport<D> {
 
 impl<D: VirtioDevice> MmioDevice for Transport<D> {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        if offset >= register::CONFIG {
+        if self.live.read(offset, data).is_some() {
+            // That was it.
+        } else if offset >= register::CONFIG {
             self.device.read_config(offset - register::CONFIG, data);
         } else if let Ok(whole) = <&mut [u8; 4]>::try_from(&mut *data) {
             *whole = self.read_register(offset).to_le_bytes();
@@ -213,6 +218,9 @@ impl<D: VirtioDevice> MmioDevice for Transport<D> {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
+        if let Some(effect) = self.live.write(offset, data) {
+            return effect;
+        }
         match <[u8; 4]>::try_from(data) {
             Ok(whole) if offset < register::CONFIG => self.write_register(offset, u32::from_le_bytes(whole)),
             // Registers are written as a whole, and no device here has a configuration to write to.
@@ -226,20 +234,20 @@ impl<D: VirtioDevice> MmioDevice for Transport<D> {
         }
         match self.run(memory) {
             Ok(false) => return false,
-            Ok(true) => self.registers.interrupt_status |= interrupt::USED_BUFFER,
+            Ok(true) => self.live.raise(interrupt::USED_BUFFER),
             Err(error) => {
                 self.error = Some(error);
                 self.device.reset();
                 self.registers.status |= status::NEEDS_RESET;
                 // Buffers may have been given back before the error.
-                self.registers.interrupt_status |= interrupt::CONFIGURATION | interrupt::USED_BUFFER;
+                self.live.raise(interrupt::CONFIGURATION | interrupt::USED_BUFFER);
             }
         }
         true
     }
 
     fn interrupt_pending(&self) -> bool {
-        self.registers.interrupt_status != 0
+        self.live.interrupt_status() != 0
     }
 
     fn host_fd(&self) -> Option<BorrowedFd<'_>> {

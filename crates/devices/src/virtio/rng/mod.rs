@@ -47,7 +47,7 @@ impl VirtioDevice for Rng {
     fn process(&mut self, queues: &mut [Queue], memory: &GuestMemoryMmap) -> Result<bool, DeviceError> {
         let mut interrupt = false;
         for queue in queues {
-            interrupt |= queue::serve(queue, memory, fill)?;
+            interrupt |= queue::serve(queue, memory, || true, fill)?;
         }
         Ok(interrupt)
     }

@@ -387,7 +387,7 @@ impl VirtioDevice for Vsock {
         self.watch()?;
         if let [receive, transmit, events] = queues {
             interrupt |= self.announce(events, memory)?;
-            interrupt |= queue::serve(transmit, memory, |chain| self.receive(chain).map(|()| 0))?;
+            interrupt |= queue::serve(transmit, memory, || true, |chain| self.receive(chain).map(|()| 0))?;
             interrupt |= self.deliver(receive, memory)?;
         }
         Ok(interrupt)

@@ -31,7 +31,7 @@ mod socket; // reading and writing a client without waiting
 mod state; // what is saved, and the checks on the way back
 
 pub use device::Vsock;
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use packet::fuzz_header;
 pub use state::{VsockRestoreError, VsockState};
 

@@ -147,7 +147,7 @@ impl<'c, 'm> Packet<'c, 'm> {
 
 /// A packet for a fuzz target: on the first connection, but for what `data` says of its operation, flags, credit and
 /// port, with the rest of `data` after the header.
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzz_header(data: &[u8]) -> Vec<u8> {
     let byte = |index: usize| data.get(index).copied().unwrap_or(0);
     let rest = data.get(8..).unwrap_or(&[]);
