@@ -25,7 +25,7 @@ RUSTFLAGS=$flags cargo "${toolchain[@]}" build --release --target "$target" --ma
 
 targets=("$@")
 if ((${#targets[@]} == 0)); then
-  mapfile -t targets < <(find fuzz/fuzz_targets fuzz/src/bin -maxdepth 1 -name '*.rs' -printf '%f\n' 2>/dev/null | sed 's/\.rs$//' | sort)
+  mapfile -t targets < <(find fuzz/src/bin -maxdepth 1 -name '*.rs' -printf '%f\n' | sed 's/\.rs$//' | sort)
 fi
 if ((${#targets[@]} == 0)); then
   echo "error: there is no target in fuzz/" >&2

@@ -1,5 +1,5 @@
 //! One entry point per thing that a guest or a file can lie about. They only have to return.
-#![allow(clippy::unwrap_used, reason = "for fuzz targets only")]
+#![allow(clippy::unwrap_used, reason = "for fuzz targets and tests only")]
 
 use std::io::{self, Read, Write};
 use std::os::linux::net::SocketAddrExt;
@@ -13,7 +13,7 @@ use crate::serial::Serial;
 use crate::virtio::block::{Access, Backing, Block};
 use crate::virtio::mmio::{MmioDevice, Transport, TransportState};
 use crate::virtio::rng::Rng;
-use crate::virtio::testing::Driver;
+use crate::virtio::testing::{Descriptor, Driver};
 use crate::virtio::vsock::{Vsock, VsockState};
 use crate::virtio::{VirtioDevice, fuzz_header};
 
@@ -96,7 +96,20 @@ fn run_restored(device: impl VirtioDevice, state: &TransportState, ram: &[u8]) {
 /// Does one thing, and returns what is left of `later`.
 fn step<'d>(what: u8, now: &[u8], later: &'d [u8], driver: &mut Driver, client: &mut UnixStream) -> &'d [u8] {
     let (first, second) = (now.first().copied().unwrap_or(0), now.get(1).copied().unwrap_or(0));
-    match what % 8 {
+    match what % 9 {
+        // Descriptors that are nothing but the data, two at a time: split, looping, outside memory, indirect.
+        8 => {
+            let (head, size) = (u16::from(first % 8), 8);
+            for (index, bytes) in (0..).zip(now.as_chunks::<4>().0.iter().skip(1)) {
+                let [page, len, flags, next] = *bytes;
+                let address = u64::from(page) << 17; // Half of them are behind the memory.
+                let flags = u16::from(flags % 8);
+                let descriptor =
+                    Descriptor { address, len: u32::from(len) << (second % 24), flags, next: u16::from(next % 9) };
+                driver.describe(usize::from(second % 3), (head + index) % size, descriptor);
+            }
+            driver.make_available(usize::from(second % 3), head);
+        }
         // A packet whose header is good but for what the data says.
         0..=2 => {
             let packet = fuzz_header(now);
@@ -173,6 +186,62 @@ impl Backing for Ram {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Where a fuzzer begins: what gets behind the first checks.
+    fn seeds() -> Vec<(&'static str, Vec<u8>)> {
+        let (mut read, header, status) = (vec![0; 0x410], 0x400_u64, 0x500_u64);
+        let chain = [(header, 16_u32, 1_u16, 1_u16), (0x1000, 512, 1 | 2, 2), (status, 1, 2, 0)];
+        for (descriptor, (address, len, flags, next)) in read.as_chunks_mut::<16>().0.iter_mut().zip(chain) {
+            descriptor[..8].copy_from_slice(&address.to_le_bytes());
+            descriptor[8..12].copy_from_slice(&len.to_le_bytes());
+            descriptor[12..14].copy_from_slice(&flags.to_le_bytes());
+            descriptor[14..].copy_from_slice(&next.to_le_bytes());
+        }
+        read[0x102] = 1; // One chain is available, the one that begins at descriptor 0.
+        let step = |what: u8, bytes: &[u8]| [&[what], bytes, &vec![0; 32 - bytes.len()]].concat();
+        // An answer to the connection, some data, a chain of two descriptors, and the end.
+        let stream = [
+            vec![0],
+            step(0, &[0, 0, 2, 0, 255, 8]),
+            step(0, &[0, 0, 5, 0, 255, 8, 0, 0, b'h', b'i']),
+            step(8, &[1, 1, 0, 0, 8, 44, 1, 2, 9, 8, 0, 0]),
+            step(0, &[0, 0, 3]),
+        ];
+        let rng = Transport::new(Rng::new()).state();
+        vec![
+            ("block/read", read),
+            ("vsock/stream", stream.concat()),
+            ("state/serial", postcard::to_stdvec(&Serial::new().state()).unwrap()),
+            ("state/rng", postcard::to_stdvec(&rng).unwrap()),
+        ]
+    }
+
+    /// `PANDO_WRITE_SEEDS=1` writes them.
+    #[test]
+    fn the_seeds_of_fuzz_targets_are_those_checked_in_and_do_no_harm() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds");
+        for (name, seed) in seeds() {
+            let path = folder.join(name);
+            if std::env::var_os("PANDO_WRITE_SEEDS").is_some() {
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(&path, &seed).unwrap();
+            }
+            assert_eq!(std::fs::read(&path).unwrap(), seed, "{name}");
+            fuzz_block(&seed);
+            fuzz_vsock(&seed);
+            fuzz_state(&seed);
+        }
+    }
+
+    #[test]
+    fn the_seed_of_the_disk_is_a_request_that_is_answered() {
+        let (_, read) = seeds().remove(0);
+        let memory = memory(&read);
+        let mut block = Block::new(Ram(vec![7; 16 << 10]), "fuzz", Access::ReadWrite);
+        let mut queues = [queue(0)];
+        assert!(block.process(&mut queues, &memory).unwrap());
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(0x1000)).unwrap(), 7);
+    }
 
     /// A stand-in for a fuzzer, so that the entry points are known to work and the shallow lies are known to be harmless.
     #[test]
