@@ -19,6 +19,11 @@ mod sizes; // how much room checkpoints take
 mod transfer; // into a file or a bucket, and back
 #[cfg(feature = "fuzzing")]
 mod fuzz; // entry points for fuzzers
+#[cfg(test)]
+mod tests; // what needs an eye on every change of the directory
+
+#[cfg(test)]
+extern crate self as pando_store; // as the tests outside have it
 
 pub use format::{
     Checkpoint, FORMAT, FileKind, FormatError, HEADER_BYTES, Kind, MAX_CHUNK_PAGES, MAX_NAME_BYTES, MAX_PACK_BYTES,

@@ -26,7 +26,7 @@ impl Store {
     pub fn sizes(&self) -> Result<Vec<Sizes>, FileError> {
         let inner = &self.inner;
         let _lock = StoreLock::shared(&inner.directory)?;
-        inner.index_mut().refresh(&inner.directory)?;
+        inner.catalog.refresh(&inner.directory)?;
         let mut sizes = Vec::new();
         // How many checkpoints need a chunk, and which one was the last to say so.
         let mut users: HashMap<ChunkId, (u32, usize)> = HashMap::new();
@@ -47,7 +47,7 @@ impl Store {
             }
             sizes.push((size, checkpoint));
         }
-        let index = inner.index();
+        let index = inner.catalog.index();
         let mut done = Vec::with_capacity(sizes.len());
         for (mut size, checkpoint) in sizes {
             let mut counted = std::collections::HashSet::new();

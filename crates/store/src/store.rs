@@ -2,11 +2,13 @@
 
 use crate::format::{Checkpoint, NameError, StoredCheckpoint, check_name};
 use crate::id::ChunkId;
-use crate::local::{Directory, FileError, Index, Lease, Place, StoreLock, read, sync_directory};
+use crate::local::{Catalog, Directory, FileError, Lease, Place, StoreLock, read, remove, sync_directory};
 use crate::read::ChunkReader;
-use std::fs;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
+
+/// Bytes of uncompressed chunks that a store's handles keep, where nobody says otherwise.
+const CACHE_BYTES: usize = 32 << 20;
 
 /// Checkpoints in a directory, shared by any number of processes. Cloning it is cheap, and clones share their caches.
 ///
@@ -19,7 +21,7 @@ pub struct Store {
 
 pub(crate) struct Inner {
     pub(crate) directory: Directory,
-    index: RwLock<Index>,
+    pub(crate) catalog: Catalog,
     pub(crate) chunks: ChunkReader,
 }
 
@@ -40,16 +42,21 @@ pub enum CheckpointError {
 impl Store {
     /// The store in this directory, which is created if it is not there.
     pub fn create(path: &Path) -> Result<Self, FileError> {
-        Directory::create(path).map(Self::of)
+        Directory::create(path).map(|directory| Self::of(directory, CACHE_BYTES))
     }
 
     /// The store in this directory.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        Directory::open(path).map(Self::of)
+        Self::open_caching(path, CACHE_BYTES)
     }
 
-    fn of(directory: Directory) -> Self {
-        let inner = Inner { directory, index: RwLock::default(), chunks: ChunkReader::default() };
+    /// The same, whose clones together keep so many bytes of chunks in memory, uncompressed, instead of 32 MiB.
+    pub fn open_caching(path: &Path, cache_bytes: usize) -> Result<Self, FileError> {
+        Directory::open(path).map(|directory| Self::of(directory, cache_bytes))
+    }
+
+    fn of(directory: Directory, cache_bytes: usize) -> Self {
+        let inner = Inner { directory, catalog: Catalog::default(), chunks: ChunkReader::new(cache_bytes) };
         Self { inner: Arc::new(inner) }
     }
 
@@ -70,11 +77,10 @@ impl Store {
         let directory = &self.inner.directory;
         let path = directory.checkpoint(name);
         let _lock = StoreLock::shared(directory)?;
-        match fs::remove_file(&path) {
-            Ok(()) => Ok(sync_directory(&directory.checkpoints())?),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(CheckpointError::Absent(name.to_owned())),
-            Err(error) => Err(FileError::io("remove", &path, error).into()),
+        if !remove(&path)? {
+            return Err(CheckpointError::Absent(name.to_owned()));
         }
+        Ok(sync_directory(&directory.checkpoints())?)
     }
 }
 
@@ -92,24 +98,15 @@ impl Inner {
     /// Garbage collection moves chunks between looking one up and pinning it, so the last attempt is made while nothing
     /// can be moved.
     pub(crate) fn pin_chunk(&self, lease: &Lease, id: &ChunkId) -> Result<Option<Place>, FileError> {
-        if let Some(place) = self.index().find(id)
+        if let Some(place) = self.catalog.find(id)
             && lease.pin_pack(place.pack)?
         {
             return Ok(Some(place));
         }
         let _lock = StoreLock::shared(&self.directory)?;
-        self.index_mut().refresh(&self.directory)?;
-        let Some(place) = self.index().find(id) else { return Ok(None) };
+        self.catalog.refresh(&self.directory)?;
+        let Some(place) = self.catalog.find(id) else { return Ok(None) };
         Ok(lease.pin_pack_locked(place.pack)?.then_some(place))
-    }
-
-    /// Where chunks lie, as far as it is loaded.
-    pub(crate) fn index(&self) -> RwLockReadGuard<'_, Index> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
-        self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

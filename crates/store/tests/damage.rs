@@ -208,6 +208,70 @@ fn writing_again_what_is_damaged_repairs_nothing_silently_but_import_does() {
     assert_eq!(store.verify().unwrap().damage, []);
 }
 
+/// A store of which two packs have chunks in common: of a checkpoint that was written and of one that came later.
+fn with_copies() -> (tempfile::TempDir, [PathBuf; 2]) {
+    let elsewhere = temporary();
+    let other = Store::create(elsewhere.path()).unwrap();
+    publish(&other, "one", 100, &numbered(100, 1)).unwrap();
+    let mut export = Vec::new();
+    other.export(&["one"], &mut export).unwrap();
+    let directory = temporary();
+    let store = Store::create(directory.path()).unwrap();
+    publish(&store, "two", 110, &numbered(110, 1)).unwrap();
+    store.import(&export[..]).unwrap();
+    let packs = files(directory.path(), "packs").try_into().unwrap();
+    (directory, packs)
+}
+
+/// Spoils every chunk of a pack, and not its index.
+fn spoil_chunks(pack: &Path) {
+    let mut bytes = fs::read(pack).unwrap();
+    let count = u32::from_le_bytes(bytes[32..36].try_into().unwrap()) as usize;
+    bytes[48 + 40 * count..].iter_mut().for_each(|byte| *byte ^= 0x55);
+    fs::write(pack, bytes).unwrap();
+}
+
+#[test]
+fn a_chunk_that_is_damaged_in_one_pack_is_read_from_another() {
+    for spoilt in 0..2 {
+        let (directory, packs) = with_copies();
+        spoil_chunks(&packs[spoilt]);
+        assert_memory(&Store::open(directory.path()).unwrap(), "one", 100, &numbered(100, 1));
+    }
+}
+
+#[test]
+fn garbage_collection_keeps_the_only_good_copy_of_a_chunk() {
+    for spoilt in 0..2 {
+        let (directory, packs) = with_copies();
+        spoil_chunks(&packs[spoilt]);
+        let store = Store::open(directory.path()).unwrap();
+        store.collect().unwrap();
+        store.collect().unwrap();
+        assert_memory(&Store::open(directory.path()).unwrap(), "one", 100, &numbered(100, 1));
+    }
+    let (directory, _) = with_copies();
+    let store = Store::open(directory.path()).unwrap();
+    let collected = store.collect().unwrap();
+    assert_eq!(collected.packs + collected.compacted, 1, "where both are good, one goes: {collected:?}");
+    assert_memory(&store, "one", 100, &numbered(100, 1));
+}
+
+#[test]
+fn a_reader_that_found_damage_finds_the_repair() {
+    let (directory, store) = sample();
+    let mut export = Vec::new();
+    store.export(&["one"], &mut export).unwrap();
+    spoil_chunks(&files(directory.path(), "packs")[0]);
+    let store = Store::open(directory.path()).unwrap();
+    let memory = store.open_checkpoint("one").unwrap().memory().unwrap().unwrap();
+    let mut bytes = [0; PAGE_BYTES];
+    assert!(matches!(memory.read_page(0, &mut bytes), Err(ReadError::Damaged { .. })));
+    Store::open(directory.path()).unwrap().import(&export[..]).unwrap();
+    memory.read_page(0, &mut bytes).unwrap();
+    assert!(bytes == common::page(2));
+}
+
 #[test]
 fn an_export_comes_back_equal_elsewhere() {
     let directory = temporary();

@@ -1,29 +1,53 @@
-//! Deleting what is not needed, and finding what is hardly.
+//! Deleting what is not needed: the only part for which others wait.
 
 use super::mark::Needed;
+use super::plan::Going;
 use super::{Collected, GcError};
-use crate::format::PackIndex;
-use crate::id::{ChunkId, PackId};
-use crate::local::{Directory, FileError, Pins, load_index};
+use crate::id::ChunkId;
+use crate::local::{Directory, FileError, Pins, StoreLock, remove, sync_directory};
 use std::collections::HashSet;
-use std::fs;
-use std::io;
-use std::path::Path;
+use std::{fs, io};
 
-/// A pack that is to be rewritten.
-pub(super) struct Wasteful {
-    pub(super) id: PackId,
-    pub(super) file_len: u64,
-    /// The chunks in it that are needed and in no pack that stays.
-    pub(super) needed: Vec<crate::format::PackEntry>,
+/// How many files are deleted before others have their turn.
+const AT_ONCE: usize = 64;
+
+/// The exclusive lock, and all that is needed by anybody while it is held.
+struct Alone<'s> {
+    directory: &'s Directory,
+    needed: &'s Needed,
+    pins: Pins,
+    _lock: StoreLock,
 }
 
-/// Packs shorter than this are put together, once there are enough of them.
-const SMALL_BYTES: u64 = 512 << 10;
-const SMALL_PACKS: usize = 8;
+impl<'s> Alone<'s> {
+    fn begin(directory: &'s Directory, needed: &'s mut Needed) -> Result<Self, GcError> {
+        let lock = StoreLock::exclusive(directory)?;
+        let pins = Pins::read(directory)?;
+        needed.follow(directory, &pins)?;
+        // Whoever removed a checkpoint may not have come as far as this; after a power cut it would be back, without what
+        // is deleted now.
+        sync_directory(&directory.checkpoints())?;
+        Ok(Self { directory, needed, pins, _lock: lock })
+    }
 
-pub(super) fn dead_writers(pins: &Pins, collected: &mut Collected) -> Result<(), GcError> {
-    for own in &pins.dead {
+    /// Deletes a pack unless it is needed by now. Of the chunks `elsewhere`, there is another copy.
+    fn delete(&self, pack: &Going, elsewhere: &HashSet<ChunkId>) -> Result<bool, FileError> {
+        let is_needed = |chunk| self.needed.has_chunk(chunk) && !elsewhere.contains(chunk);
+        if self.pins.has_pack(pack.id) || pack.chunks.iter().any(is_needed) {
+            return Ok(false);
+        }
+        remove(&self.directory.pack(pack.id))
+    }
+}
+
+/// Deletes what dead writers left.
+pub(super) fn dead_writers(
+    directory: &Directory,
+    needed: &mut Needed,
+    collected: &mut Collected,
+) -> Result<(), GcError> {
+    let alone = Alone::begin(directory, needed)?;
+    for own in &alone.pins.dead {
         match fs::remove_dir_all(own) {
             Ok(()) => collected.dead_writers += 1,
             Err(error) if error.kind() == io::ErrorKind::NotFound => (), // It went by itself.
@@ -33,69 +57,34 @@ pub(super) fn dead_writers(pins: &Pins, collected: &mut Collected) -> Result<(),
     Ok(())
 }
 
-pub(super) fn manifests(directory: &Directory, needed: &Needed, collected: &mut Collected) -> Result<(), GcError> {
-    for id in directory.list_manifests()? {
-        if !needed.manifests.contains(&id) {
-            remove(&directory.manifest(id))?;
-            collected.manifests += 1;
+/// Deletes manifests that nobody needs.
+pub(super) fn manifests(directory: &Directory, needed: &mut Needed, collected: &mut Collected) -> Result<(), GcError> {
+    let listed = directory.list_manifests()?;
+    let garbage: Vec<_> = listed.into_iter().filter(|id| !needed.has_manifest(*id)).collect();
+    for some in garbage.chunks(AT_ONCE) {
+        let alone = Alone::begin(directory, needed)?;
+        for id in some.iter().filter(|id| !alone.needed.has_manifest(**id)) {
+            collected.manifests += usize::from(remove(&directory.manifest(*id))?);
         }
     }
     Ok(())
 }
 
-/// Deletes the packs of which nothing is needed, and returns those of which too little is.
+/// Deletes these packs, but not those that are needed by now. How many, and how long they were together.
 pub(super) fn packs(
     directory: &Directory,
-    pins: &Pins,
-    needed: &Needed,
-    collected: &mut Collected,
-) -> Result<Vec<Wasteful>, GcError> {
-    let mut loaded: Vec<(PackId, PackIndex)> = Vec::new();
-    for id in directory.list_packs()? {
-        let path = directory.pack(id);
-        match load_index(&path) {
-            Ok(index) => loaded.push((id, index)),
-            Err(FileError::Damaged { .. }) => collected.damaged.push(path),
-            Err(error) => return Err(error.into()),
-        }
-    }
-    // A chunk counts where it is first seen. Pinned packs stay anyway, and dense ones should: so they come first.
-    let live = |index: &PackIndex| -> u64 {
-        let needed = index.entries.iter().filter(|entry| needed.chunks.contains(&entry.id));
-        needed.map(|entry| u64::from(entry.stored)).sum()
-    };
-    loaded.sort_by_cached_key(|(id, index)| {
-        let permille = live(index) * 1000 / index.file_len.max(1);
-        (!pins.has_pack(*id), std::cmp::Reverse(permille), *id)
-    });
-    let mut seen: HashSet<ChunkId> = HashSet::new();
-    let (mut wasteful, mut small) = (Vec::new(), Vec::new());
-    for (id, index) in loaded {
-        let mut entries = index.entries;
-        entries.retain(|entry| needed.chunks.contains(&entry.id) && seen.insert(entry.id));
-        let live: u64 = entries.iter().map(|entry| u64::from(entry.stored)).sum();
-        let pack = Wasteful { id, file_len: index.file_len, needed: entries };
-        match live {
-            _ if pins.has_pack(id) => (),
-            0 => {
-                remove(&directory.pack(id))?;
-                collected.packs += 1;
-                collected.freed_bytes += index.file_len;
+    needed: &mut Needed,
+    garbage: &[&Going],
+    elsewhere: &HashSet<ChunkId>,
+) -> Result<(usize, u64), GcError> {
+    let mut deleted = (0, 0);
+    for some in garbage.chunks(AT_ONCE) {
+        let alone = Alone::begin(directory, needed)?;
+        for pack in some {
+            if alone.delete(pack, elsewhere)? {
+                deleted = (deleted.0 + 1, deleted.1 + pack.file_len);
             }
-            live if live * 2 < index.file_len => wasteful.push(pack),
-            _ if index.file_len < SMALL_BYTES => small.push(pack),
-            _ => (),
         }
     }
-    if small.len() >= SMALL_PACKS {
-        wasteful.append(&mut small);
-    }
-    Ok(wasteful)
-}
-
-pub(super) fn remove(path: &Path) -> Result<(), FileError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::io("remove", path, error)),
-        _ => Ok(()),
-    }
+    Ok(deleted)
 }

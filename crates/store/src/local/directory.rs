@@ -1,10 +1,12 @@
 //! Where the files of a store lie, and how one gets there: whole and durable, or not at all.
 
+use super::files;
 use crate::format::{FORMAT, FileKind, FormatError, HEADER_BYTES, check_name, seal, unseal};
 use crate::id::{ManifestId, PackId};
+use rustix::io::retry_on_intr;
 use std::fs::{self, File};
 use std::io;
-use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Why a file of a store cannot be used.
@@ -50,6 +52,10 @@ impl FileError {
         }
     }
 
+    fn is_refused(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+
     /// Whether there is no such file.
     pub(crate) fn is_absent(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
@@ -63,23 +69,30 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// Makes a store of a directory, which may already be one.
+    /// Makes a store of a directory, which may already be one. Several processes may do this at once.
     pub(crate) fn create(root: &Path) -> Result<Self, FileError> {
         let directory = Self { root: root.to_owned() };
         for path in
             [root.to_owned(), directory.packs(), directory.manifests(), directory.checkpoints(), directory.writers()]
         {
-            fs::create_dir_all(&path).map_err(|error| FileError::io("create", &path, error))?;
+            files::make_directories(&path)?;
         }
         let mark = directory.mark();
         let is_there = mark.try_exists().map_err(|error| FileError::io("look for", &mark, error))?;
         if !is_there {
-            // Several processes may do this at once: each renames the same bytes to the same place.
-            let temporary = root.join(format!(".mark-{}", std::process::id()));
-            write_durably(&temporary, &seal(FileKind::Store, vec![0; HEADER_BYTES]))?;
-            fs::rename(&temporary, &mark).map_err(|error| FileError::io("create", &mark, error))?;
-            sync_directory(root)?;
+            // Who finds the mark relies on the rest.
+            if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                // Who may not read it has made nothing in it.
+                files::sync_directory(parent).or_else(|error| if error.is_refused() { Ok(()) } else { Err(error) })?;
+            }
+            files::sync_directory(root)?;
+            let name = random_name().map_err(|error| FileError::io("name a part of", root, error))?;
+            let temporary = root.join(format!(".mark-{name}"));
+            files::write_durably(&temporary, &seal(FileKind::Store, vec![0; HEADER_BYTES]))?;
+            files::rename(&temporary, &mark)?;
         }
+        // Also for who was just killed here.
+        files::sync_directory(root)?;
         Self::open(root)
     }
 
@@ -171,21 +184,50 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     fs::read(path).map_err(|error| FileError::io("read", path, error))
 }
 
-/// Writes a new file and makes its content durable; its name is not, before [`sync_directory`].
-pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    let write = || {
-        let mut file = File::create(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(|error| {
-        let _ = fs::remove_file(path); // What is left is garbage either way.
-        FileError::io("write", path, error)
-    })
+/// The first `len` bytes of a file, or fewer if it became shorter.
+pub(crate) fn read_start(file: &File, len: usize) -> io::Result<Vec<u8>> {
+    let mut start = vec![0; len];
+    let mut at = 0;
+    while at < len {
+        match file.read_at(&mut start[at..], at as u64) {
+            Ok(0) => break,
+            Ok(read) => at += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+            Err(error) => return Err(error),
+        }
+    }
+    start.truncate(at);
+    Ok(start)
 }
 
-/// Makes the names in a directory durable.
-pub(crate) fn sync_directory(path: &Path) -> Result<(), FileError> {
-    let sync = || File::open(path)?.sync_all();
-    sync().map_err(|error| FileError::io("make durable", path, error))
+/// A name that nobody else has.
+pub(crate) fn random_name() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    let len = retry_on_intr(|| rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()))?;
+    if len != bytes.len() {
+        return Err(io::Error::other("the kernel has no random bytes"));
+    }
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn many_may_create_one_store_at_once_and_it_is_nobody_elses_business() {
+        for _ in 0..20 {
+            let parent = tempfile::tempdir().unwrap();
+            let root = parent.path().join("a/store");
+            std::thread::scope(|scope| {
+                (0..8).for_each(|_| drop(scope.spawn(|| Directory::create(&root).unwrap())));
+            });
+            let directory = Directory::open(&root).unwrap();
+            for path in [root.clone(), directory.packs(), directory.manifests(), directory.checkpoints()] {
+                assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o700);
+            }
+            assert_eq!(list(&root).unwrap(), ["checkpoints", "manifests", "packs", "store", "writers"]);
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! What a process works on, so that nothing of it is collected, and so that what it leaves when it dies is.
+//! What a writer works on, so that nothing of it is collected, and so that what it leaves when it dies is.
 //!
 //! A lease is a directory of its own under `writers/`: a file `lease`, which its owner keeps locked, and files that are
 //! not finished. The lease lists what its owner relies on (*pins*): packs whose chunks it will not write again, and
@@ -7,10 +7,11 @@
 //! - a pin is added, and a file gets its name, under the store's shared lock, after seeing that what is pinned is there;
 //! - a file is deleted under the exclusive lock, by somebody who has read every pin of every living owner.
 
-use super::directory::{Directory, FileError, list, read, write_durably};
+use super::directory::{Directory, FileError, list, random_name, read};
+use super::files;
 use super::lock::StoreLock;
 use crate::id::{ID_BYTES, ManifestId, PackId};
-use rustix::fs::{FlockOperation, RenameFlags, flock};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::{Errno, retry_on_intr};
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -31,6 +32,8 @@ pub(crate) struct Lease {
     file: File,
     pinned: Mutex<HashSet<[u8; ID_BYTES]>>,
     next_temporary: AtomicU64,
+    /// Whose it is.
+    process: u32,
 }
 
 impl Lease {
@@ -47,7 +50,7 @@ impl Lease {
             .join(random_name().map_err(|error| FileError::io("name a writer of", directory.root(), error))?);
         let path = own.join(LEASE);
         let create = || -> std::io::Result<File> {
-            fs::create_dir(&own)?;
+            files::make_directory(&own)?;
             let file = File::options().append(true).create_new(true).open(&path)?;
             retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))?;
             Ok(file)
@@ -59,6 +62,7 @@ impl Lease {
             file,
             pinned: Mutex::default(),
             next_temporary: AtomicU64::new(0),
+            process: std::process::id(),
         })
     }
 
@@ -80,12 +84,7 @@ impl Lease {
         self.pin_existing_locked(id, path)
     }
 
-    /// The same, while the caller holds the store's lock.
-    pub(crate) fn pin_manifest_locked(&self, id: ManifestId) -> Result<bool, FileError> {
-        self.pin_existing_locked(id.0, &self.directory.manifest(id))
-    }
-
-    /// The same for a pack.
+    /// Pins a pack while the caller holds the store's lock. `false` if it is gone.
     pub(crate) fn pin_pack_locked(&self, id: PackId) -> Result<bool, FileError> {
         self.pin_existing_locked(id.0, &self.directory.pack(id))
     }
@@ -121,33 +120,33 @@ impl Lease {
         self.place(id.0, &self.directory.manifest(id), bytes)
     }
 
-    /// Replaces a file of the same name, whose content is the same or damaged.
+    /// Replaces a file of the same name, whose content is the same or damaged; but leaves one that is as it should be,
+    /// because readers hold it.
     fn place(&self, id: [u8; ID_BYTES], path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+        let is_there = || fs::read(path).is_ok_and(|there| there == bytes);
+        if self.pin_existing(id, path)? && is_there() {
+            return Ok(());
+        }
         let temporary = self.temporary();
-        write_durably(&temporary, bytes)?;
+        files::write_durably(&temporary, bytes)?;
         let _lock = StoreLock::shared(&self.directory)?;
         self.pin(id)?;
-        fs::rename(&temporary, path).map_err(|error| FileError::io("create", path, error))
+        files::rename(&temporary, path)
     }
 
-    /// The same while garbage collection, whose lease this is, holds the lock.
-    pub(crate) fn place_pack_locked(&self, id: PackId, bytes: &[u8]) -> Result<(), FileError> {
-        let (temporary, path) = (self.temporary(), self.directory.pack(id));
-        write_durably(&temporary, bytes)?;
-        fs::rename(&temporary, &path).map_err(|error| FileError::io("create", &path, error))
-    }
-
-    /// Puts a checkpoint into the store. `false` if there is one of that name. Not durable before its directory is.
+    /// Puts a checkpoint into the store. `false` if there is one of that name. It is durable when this returns, and not
+    /// there at all if this fails.
     pub(crate) fn place_checkpoint(&self, name: &str, bytes: &[u8]) -> Result<bool, FileError> {
         let (temporary, path) = (self.temporary(), self.directory.checkpoint(name));
-        write_durably(&temporary, bytes)?;
+        files::write_durably(&temporary, bytes)?;
         let _lock = StoreLock::shared(&self.directory)?;
-        let cwd = rustix::fs::CWD;
-        match rustix::fs::renameat_with(cwd, &temporary, cwd, &path, RenameFlags::NOREPLACE) {
-            Ok(()) => Ok(true),
-            Err(Errno::EXIST) => Ok(false),
-            Err(error) => Err(FileError::io("create", &path, error.into())),
+        if !files::rename_new(&temporary, &path)? {
+            return Ok(false);
         }
+        files::sync_directory(&self.directory.checkpoints()).map(|()| true).inspect_err(|_| {
+            // Nobody was told that it is there. If this fails, too, then the disk is gone.
+            let _ = files::remove(&path);
+        })
     }
 
     fn temporary(&self) -> PathBuf {
@@ -157,21 +156,24 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // What cannot be removed is garbage, and is collected as such.
-        let _ = fs::remove_dir_all(&self.own);
+        // A child of fork(2) ends, and its parent still works.
+        if self.process == std::process::id() {
+            // What cannot be removed is garbage, and is collected as such.
+            let _ = fs::remove_dir_all(&self.own);
+        }
     }
 }
 
-/// What the living owners of leases rely on. Read under the exclusive lock.
+/// What the living owners of leases rely on.
 #[derive(Default)]
 pub(crate) struct Pins {
     ids: HashSet<[u8; ID_BYTES]>,
-    /// The directories that dead owners left.
+    /// The directories that dead owners left, if this was read under the exclusive lock.
     pub(crate) dead: Vec<PathBuf>,
 }
 
 impl Pins {
-    /// Reads them all. The caller holds the exclusive lock.
+    /// Reads them all. Complete only while the caller holds the exclusive lock.
     pub(crate) fn read(directory: &Directory) -> Result<Self, FileError> {
         let mut pins = Self::default();
         let writers = directory.writers();
@@ -216,12 +218,20 @@ fn living(lease: &Path) -> Result<Option<Vec<u8>>, FileError> {
     }
 }
 
-/// A name that no other writer has.
-fn random_name() -> std::io::Result<String> {
-    let mut bytes = [0; 16];
-    let len = retry_on_intr(|| rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()))?;
-    if len != bytes.len() {
-        return Err(std::io::Error::other("the kernel has no random bytes"));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_that_ends_takes_nothing_from_its_parent() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = Directory::create(directory.path()).unwrap();
+        let mut lease = Lease::take(&directory).unwrap();
+        let own = lease.own.clone();
+        lease.process += 1; // As it is in a process that was forked.
+        drop(lease);
+        assert!(own.join(LEASE).exists());
+        drop(Lease::take(&directory).unwrap());
+        assert_eq!(list(&directory.writers()).unwrap().len(), 1, "its owner's end is the end of it");
     }
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -4,7 +4,7 @@ use super::error::ReadError;
 use super::layer::Layer;
 use crate::format::{Checkpoint, FormatError};
 use crate::id::ManifestId;
-use crate::local::{FileError, Lease, StoreLock};
+use crate::local::{FileError, Held, StoreLock};
 use crate::store::{CheckpointError, Inner, Store};
 use std::sync::Arc;
 
@@ -12,27 +12,21 @@ use std::sync::Arc;
 /// removed.
 pub struct OpenCheckpoint {
     store: Arc<Inner>,
-    lease: Arc<Lease>,
+    held: Arc<Held>,
     checkpoint: Checkpoint,
 }
 
 impl Store {
-    /// Opens a checkpoint.
+    /// Opens a checkpoint. Nothing is written: it can be read on a disk that is full, or that cannot be written to.
     pub fn open_checkpoint(&self, name: &str) -> Result<OpenCheckpoint, CheckpointError> {
         let inner = &self.inner;
-        // So that it is not removed and collected between reading it and pinning what it names.
+        // So that it is not removed and collected between reading it and holding what it names.
         let lock = StoreLock::shared(&inner.directory)?;
         let stored = inner.stored_checkpoint(name)?;
-        let lease = Lease::take_locked(&inner.directory)?;
-        for id in stored.checkpoint.manifests() {
-            if !lease.pin_manifest_locked(id)? {
-                let gone = std::io::ErrorKind::NotFound.into();
-                return Err(FileError::io("find", &inner.directory.manifest(id), gone).into());
-            }
-        }
+        let held = Held::of(&inner.directory, &stored.checkpoint)?;
         drop(lock);
-        inner.index_mut().load(&inner.directory, &stored.packs)?;
-        Ok(OpenCheckpoint { store: inner.clone(), lease: Arc::new(lease), checkpoint: stored.checkpoint })
+        inner.catalog.load(&inner.directory, &stored.packs)?;
+        Ok(OpenCheckpoint { store: inner.clone(), held: Arc::new(held), checkpoint: stored.checkpoint })
     }
 }
 
@@ -60,7 +54,7 @@ impl OpenCheckpoint {
         }
         Ok(Layer {
             store: self.store.clone(),
-            _lease: self.lease.clone(),
+            _held: self.held.clone(),
             manifest: Arc::new(manifest),
             checkpoint: checkpoint.as_str().into(),
         })

@@ -3,7 +3,7 @@
 use super::chunk::Failure;
 use super::error::ReadError;
 use crate::format::{InChunk, Kind, Manifest, PAGE_BYTES, Page, Span};
-use crate::local::Lease;
+use crate::local::Held;
 use crate::store::Inner;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct Layer {
     pub(super) store: Arc<Inner>,
-    pub(super) _lease: Arc<Lease>,
+    pub(super) _held: Arc<Held>,
     pub(super) manifest: Arc<Manifest>,
     pub(super) checkpoint: Arc<str>,
 }

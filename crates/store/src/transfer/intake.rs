@@ -68,7 +68,7 @@ pub(crate) struct Intake {
 impl Intake {
     pub(crate) fn begin(store: &Store) -> Result<Self, IntakeError> {
         let lease = Lease::take(&store.inner.directory)?;
-        store.inner.index_mut().refresh(&store.inner.directory)?;
+        store.inner.catalog.refresh(&store.inner.directory)?;
         Ok(Self { store: store.inner.clone(), lease })
     }
 
@@ -116,7 +116,7 @@ impl Intake {
             }
         }
         self.lease.place_pack(id, file)?;
-        self.store.index_mut().add(id, &pack.index);
+        self.store.catalog.add(id, &pack.index);
         Ok(())
     }
 
@@ -140,8 +140,10 @@ impl Intake {
             if here.checkpoint != *checkpoint {
                 return Err(IntakeError::Exists(checkpoint.name.clone()));
             }
+            // Whoever put it there may not have come this far.
+            sync_directory(&directory.checkpoints())?;
         }
-        Ok(sync_directory(&directory.checkpoints())?)
+        Ok(())
     }
 
     /// Makes everything that the checkpoint needs stay, and returns the packs that it is in.
@@ -180,7 +182,7 @@ mod tests {
         let (id, _, file) = pack.finish();
         let refused = Intake::begin(&store).unwrap().pack(id, &file).unwrap_err();
         assert_eq!(refused.to_string(), format!("packs/{id} is damaged"));
-        assert!(store.inner.index().find(&ChunkId::of(&[1; PAGE_BYTES])).is_none());
+        assert!(store.inner.catalog.find(&ChunkId::of(&[1; PAGE_BYTES])).is_none());
         assert!(store.inner.directory.list_packs().unwrap().is_empty());
     }
 }

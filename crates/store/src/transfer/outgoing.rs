@@ -3,7 +3,7 @@
 use super::names::Name;
 use crate::format::StoredCheckpoint;
 use crate::id::{ManifestId, PackId};
-use crate::local::{FileError, Lease, StoreLock};
+use crate::local::{Directory, FileError, Held, Lease, StoreLock};
 use crate::store::{CheckpointError, Inner, Store};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -12,9 +12,20 @@ use std::sync::Arc;
 /// A checkpoint with all its files. While this exists, none of them is collected or rewritten.
 pub(crate) struct Outgoing {
     store: Arc<Inner>,
-    _lease: Lease,
+    _held: (Held, Hold),
     pub(crate) stored: StoredCheckpoint,
     pub(crate) manifests: Vec<ManifestId>,
+}
+
+/// What keeps the packs where they are.
+enum Hold {
+    Lease {
+        _lease: Lease,
+    },
+    /// On a disk that is full or cannot be written to: nothing at all is collected meanwhile.
+    Lock {
+        _lock: StoreLock,
+    },
 }
 
 impl Outgoing {
@@ -22,15 +33,14 @@ impl Outgoing {
         let inner = store.inner.clone();
         let directory = &inner.directory;
         // Nothing is collected from here to the end, so where chunks lie now is where they lie.
-        let _lock = StoreLock::shared(directory)?;
+        let lock = StoreLock::shared(directory)?;
         let mut stored = inner.stored_checkpoint(name)?;
-        let lease = Lease::take_locked(directory)?;
-        inner.index_mut().refresh(directory)?;
+        let held = Held::of(directory, &stored.checkpoint)?;
+        inner.catalog.refresh(directory)?;
         let manifests: BTreeSet<_> = stored.checkpoint.manifests().collect();
         let mut packs = BTreeSet::new();
         for id in &manifests {
-            lease.pin_manifest_locked(*id)?;
-            let index = inner.index();
+            let index = inner.catalog.index();
             for chunk in directory.read_manifest(*id)?.spans().iter().filter_map(|span| span.chunk) {
                 let missing = || {
                     FileError::io(
@@ -42,11 +52,12 @@ impl Outgoing {
                 packs.insert(index.find(&chunk).ok_or_else(missing)?.pack);
             }
         }
-        for id in &packs {
-            lease.pin_pack_locked(*id)?;
-        }
+        let hold = match hold(directory, &packs) {
+            Ok(lease) => Hold::Lease { _lease: lease },
+            Err(_) => Hold::Lock { _lock: lock },
+        };
         stored.packs = packs.into_iter().collect();
-        Ok(Self { store: inner.clone(), _lease: lease, stored, manifests: manifests.into_iter().collect() })
+        Ok(Self { store: inner.clone(), _held: (held, hold), stored, manifests: manifests.into_iter().collect() })
     }
 
     /// Its packs, sorted.
@@ -63,4 +74,10 @@ impl Outgoing {
     pub(crate) fn checkpoint_file(&self) -> Option<Vec<u8>> {
         self.stored.write()
     }
+}
+
+fn hold(directory: &Directory, packs: &BTreeSet<PackId>) -> Result<Lease, FileError> {
+    let lease = Lease::take_locked(directory)?;
+    packs.iter().try_for_each(|id| lease.pin_pack_locked(*id).map(drop))?;
+    Ok(lease)
 }

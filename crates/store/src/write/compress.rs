@@ -72,7 +72,7 @@ fn spans(
 /// Whether the chunk is in the store, and stays there while this writer lives.
 fn is_stored(shared: &Shared, id: ChunkId, raw_len: usize) -> Result<bool, WriteError> {
     // Looked up first, because most chunks are new, and for those nothing is to be read or locked.
-    let is_known = shared.store.index().find(&id).is_some_and(|place| place.entry.raw as usize == raw_len);
+    let is_known = shared.store.catalog.find(&id).is_some_and(|place| place.entry.raw as usize == raw_len);
     Ok(is_known && shared.store.pin_chunk(&shared.lease, &id)?.is_some())
 }
 

@@ -103,7 +103,7 @@ impl Shared {
             match self.lease.place_pack(id, &bytes) {
                 Ok(()) => {
                     self.new_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                    self.store.index_mut().add(id, &index);
+                    self.store.catalog.add(id, &index);
                 }
                 Err(error) => self.fail(error.into()),
             }

@@ -7,7 +7,7 @@ use super::shared::{Full, Shared, lock};
 use super::tuning::Tuning;
 use crate::format::{Checkpoint, Kind, Manifest, StoredCheckpoint, check_name};
 use crate::id::{ManifestId, PackId};
-use crate::local::{Lease, sync_directory};
+use crate::local::Lease;
 use crate::store::Store;
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -57,7 +57,7 @@ impl Store {
         let tuning = tuning.clamped();
         let inner = self.inner.clone();
         let lease = Lease::take(&inner.directory)?;
-        inner.index_mut().refresh(&inner.directory)?;
+        inner.catalog.refresh(&inner.directory)?;
         Writer::start(Shared::new(inner, lease, tuning), &mut spawn)
     }
 }
@@ -134,7 +134,7 @@ impl Writer {
         if !self.shared.lease.place_checkpoint(&checkpoint.name, &bytes)? {
             return Err(WriteError::Exists(checkpoint.name.clone()));
         }
-        Ok(sync_directory(&self.shared.store.directory.checkpoints())?)
+        Ok(())
     }
 
     /// Writes the manifests that the checkpoint names, and returns the packs that these need, each of which stays.

@@ -3,6 +3,7 @@
 //! ```text
 //! store-test-writer churn DIRECTORY NAME     writes, removes and collects until it is killed, and says what it did
 //! store-test-writer fill DIRECTORY           writes until that fails, and says why
+//! store-test-writer read DIRECTORY NAME      reads and exports a checkpoint, and says so
 //! store-test-writer hold DIRECTORY NAME      opens a checkpoint, says so, and waits for its standard input to end
 //! ```
 #![expect(clippy::unwrap_used, reason = "a part of tests")]
@@ -10,9 +11,10 @@
 #[path = "pages.rs"]
 mod common;
 
-use pando_store::{Store, WriteError};
+use pando_store::{PAGE_BYTES, Store, WriteError};
 use std::error::Error;
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::path::Path;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -20,6 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["churn", directory, name] => churn(Path::new(directory), name),
         ["fill", directory] => fill(Path::new(directory)),
+        ["read", directory, name] => read(Path::new(directory), name),
         ["hold", directory, name] => {
             let store = Store::open(Path::new(directory))?;
             let open = store.open_checkpoint(name)?;
@@ -61,10 +64,29 @@ fn fill(directory: &Path) -> Result<(), Box<dyn Error>> {
             Err(error @ WriteError::File(_)) => {
                 let cause = error.source().and_then(|error| error.source()).or(error.source());
                 println!("failed {error}: {}", cause.map_or_else(String::new, |cause| cause.to_string()));
-                return Ok(());
+                return read_while_full(directory);
             }
             Err(error) => return Err(error.into()),
         }
     }
+    Ok(())
+}
+
+/// Fills what is left of the disk, reads, and makes room again.
+fn read_while_full(directory: &Path) -> Result<(), Box<dyn Error>> {
+    let ballast = directory.join("ballast");
+    let mut file = File::create(&ballast)?;
+    while file.write_all(&[1; 512]).is_ok() {}
+    read(directory, "kept")?;
+    Ok(std::fs::remove_file(ballast)?)
+}
+
+fn read(directory: &Path, name: &str) -> Result<(), Box<dyn Error>> {
+    let store = Store::open(directory)?;
+    let memory = store.open_checkpoint(name)?.memory()?.ok_or("no memory")?;
+    let mut bytes = [0; PAGE_BYTES];
+    (0..memory.pages()).try_for_each(|page| memory.read_page(page, &mut bytes).map(drop))?;
+    store.export(&[name], std::io::sink())?;
+    println!("read {name}");
     Ok(())
 }
