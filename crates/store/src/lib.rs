@@ -34,11 +34,11 @@ pub use fuzz::{fuzz_checkpoint, fuzz_manifest, fuzz_pack};
 pub use gc::{Collected, GcError};
 pub use id::{ChunkId, IdError, ManifestId, PackId};
 pub use local::FileError;
-pub use read::{Layer, OpenCheckpoint, ReadError};
+pub use read::{Layer, Location, OpenCheckpoint, ReadError};
 pub use sizes::Sizes;
 pub use store::{CheckpointError, Store};
 #[cfg(feature = "bucket")]
 pub use transfer::{Bucket, BucketError, BucketSpec, Pulled, Pushed, SpecError};
 pub use transfer::{ExportError, ImportError, IntakeError};
-pub use verify::{Damage, Verified};
+pub use verify::{Damage, Verified, VerifyError};
 pub use write::{LayerWriter, Tuning, WriteError, Writer};

@@ -3,8 +3,8 @@
 use crate::format::{FormatError, Kind, Manifest, Pack, read_index};
 use crate::id::{ChunkId, ManifestId, PackId};
 use crate::local::{Directory, FileError, StoreLock, read};
-use crate::read::decompress;
-use crate::store::Store;
+use crate::read::{ReadError, decompress};
+use crate::store::{CheckpointError, Store};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
@@ -46,11 +46,44 @@ impl Store {
         let _lock = StoreLock::shared(directory)?;
         let mut verify = Verify { directory, found: Verified::default() };
         let checkpoints = verify.checkpoints()?;
+        // Without its mark, nobody can open the store.
+        if let Err(error) = Directory::open(directory.root()) {
+            verify.damaged(error, checkpoints.keys().cloned().collect())?;
+        }
         let manifests = verify.manifests(&checkpoints)?;
         let packs = verify.packs()?;
         verify.blame(&checkpoints, &manifests, packs);
         verify.found.damage.sort_by(|one, other| one.path.cmp(&other.path));
         Ok(verify.found)
+    }
+}
+
+/// Why a checkpoint cannot be relied on.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// It cannot be opened.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Not everything in it can be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+impl Store {
+    /// Reads every chunk of a checkpoint from the disk, and checks it: for when the only other copy is about to go. Returns
+    /// how many bytes of pages that are.
+    pub fn verify_checkpoint(&self, name: &str) -> Result<u64, VerifyError> {
+        let open = self.open_checkpoint(name)?;
+        let (mut seen, mut bytes) = (HashSet::new(), 0);
+        for id in open.checkpoint().manifests() {
+            let layer = open.layer(id)?;
+            for span in layer.manifest().spans() {
+                if span.chunk.is_some_and(|chunk| seen.insert(chunk)) {
+                    bytes += layer.check_span(span)? as u64;
+                }
+            }
+        }
+        Ok(bytes)
     }
 }
 

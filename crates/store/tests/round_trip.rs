@@ -8,6 +8,7 @@ use pando_store::{CheckpointError, Kind, PAGE_BYTES, Page, ReadError, Store, Tun
 use proptest::collection::btree_map;
 use proptest::prelude::*;
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 proptest! {
@@ -41,6 +42,39 @@ proptest! {
             prop_assert_eq!(layer.read_page(at, &mut bytes).unwrap(), expected);
             prop_assert!(bytes == page(disk.get(&at).copied().unwrap_or(0)));
         }
+    }
+
+    #[test]
+    fn a_layer_that_inherits_has_the_same_manifest_as_one_that_was_given_all_pages(
+        parent in btree_map(0u64..300, 0u64..50, 0..200),
+        changed in btree_map(0u64..300, 0u64..50, 0..20),
+        is_memory in any::<bool>(),
+        same_chunks in any::<bool>(),
+    ) {
+        let kind = if is_memory { Kind::Memory } else { Kind::Disk };
+        let directory = temporary();
+        let store = Store::create(directory.path()).unwrap();
+        let writer = store.writer().unwrap();
+        let first = write(&writer, kind, 300, &parent).unwrap();
+        let (memory, disks) = if is_memory { (Some(first), vec![]) } else { (None, vec![first]) };
+        writer.publish(&checkpoint("first", memory, &disks)).unwrap();
+        let from = store.open_checkpoint("first").unwrap().layer(first).unwrap();
+        let chunk_pages = if same_chunks { 4 } else { 8 };
+        let writer = store.writer_with(Tuning { chunk_pages, ..Tuning::default() }).unwrap();
+        let mut all = parent.clone();
+        all.extend(&changed);
+        let expected = write(&writer, kind, 300, &all).unwrap();
+        // Between what has changed, everything is inherited.
+        let mut layer = writer.layer(kind, 300).unwrap();
+        let mut next = 0;
+        for (at, number) in &changed {
+            layer.inherit(&from, next..*at).unwrap();
+            layer.write(*at, &page(*number)).unwrap();
+            next = at + 1;
+        }
+        layer.inherit(&from, next..300).unwrap();
+        // Zeroes that replace data are held in a disk; there `parent` and `changed` say the same.
+        prop_assert_eq!(layer.finish().unwrap(), expected);
     }
 
     #[test]
@@ -143,6 +177,68 @@ fn a_checkpoint_waits_for_chunks_that_another_layer_of_its_writer_has_begun() {
         assert_memory(&Store::open(directory.path()).unwrap(), "quick", 64, &both);
         drop(slow);
     }
+}
+
+#[test]
+fn what_is_inherited_is_neither_read_nor_hashed_and_stays() {
+    let directory = temporary();
+    let store = Store::create(directory.path()).unwrap();
+    let mut pages = numbered(1000, 1);
+    publish(&store, "first", 1000, &pages).unwrap();
+    let first = store.open_checkpoint("first").unwrap().memory().unwrap().unwrap();
+    let writer = store.writer().unwrap();
+    // If a page were read now, that would fail.
+    let packs = files(directory.path(), "packs");
+    let hidden = |pack: &PathBuf| directory.path().join(pack.file_name().unwrap());
+    let contents: Vec<_> = packs.iter().map(|pack| fs::read(pack).unwrap()).collect();
+    packs.iter().zip(&contents).for_each(|(pack, good)| fs::write(pack, vec![0; good.len()]).unwrap());
+    let mut layer = writer.layer(Kind::Memory, 1000).unwrap();
+    layer.inherit(&first, 0..400).unwrap();
+    (400..404).for_each(|at| layer.write(at, &page(90_000 + at)).unwrap());
+    layer.inherit(&first, 404..1000).unwrap();
+    let memory = layer.finish().unwrap();
+    assert_eq!(writer.hashed_bytes(), 4 * PAGE_BYTES as u64);
+    packs.iter().zip(&contents).for_each(|(pack, good)| {
+        fs::write(hidden(pack), good).unwrap();
+        fs::rename(hidden(pack), pack).unwrap();
+    });
+    // The parent goes before the child is published.
+    drop(first);
+    store.remove("first").unwrap();
+    Store::open(directory.path()).unwrap().collect().unwrap();
+    writer.publish(&checkpoint("second", Some(memory), &[])).unwrap();
+    drop(writer);
+    let store = Store::open(directory.path()).unwrap();
+    store.collect().unwrap();
+    pages.extend((400..404).map(|at| (at, 90_000 + at)));
+    assert_memory(&store, "second", 1000, &pages);
+    let elsewhere = temporary();
+    let other = Store::create(elsewhere.path()).unwrap();
+    let second = store.open_checkpoint("second").unwrap().memory().unwrap().unwrap();
+    let writer = other.writer().unwrap();
+    let refused = writer.layer(Kind::Memory, 1000).unwrap().inherit(&second, 0..1000).unwrap_err();
+    assert!(matches!(refused, WriteError::NoLayer(id) if id == memory), "{refused}");
+}
+
+#[test]
+fn pages_that_are_fetched_as_they_lie_are_fetched_pack_by_pack() {
+    let directory = temporary();
+    let store = Store::create(directory.path()).unwrap();
+    let writer = store.writer_with(Tuning { pack_bytes: 64 << 10, ..Tuning::default() }).unwrap();
+    let pages: Pages = (0..400).filter(|at| at % 40 != 0).map(|at| (at, at)).collect();
+    let memory = write(&writer, Kind::Memory, 400, &pages).unwrap();
+    writer.publish(&checkpoint("one", Some(memory), &[])).unwrap();
+    let memory = store.open_checkpoint("one").unwrap().memory().unwrap().unwrap();
+    assert_eq!(memory.locate(40).unwrap(), None, "a page of zeroes lies nowhere");
+    assert!(matches!(memory.locate(400), Err(ReadError::Range { .. })));
+    let mut places: Vec<_> = (0..400).filter_map(|at| memory.locate(at).unwrap()).collect();
+    assert_eq!(places.len(), pages.len());
+    places.sort();
+    let mut packs: Vec<_> = places.iter().map(|place| place.pack).collect();
+    packs.dedup();
+    assert_eq!(packs.len(), files(directory.path(), "packs").len(), "each pack once");
+    let is_forward = |pair: &[pando_store::Location]| pair[0].pack != pair[1].pack || pair[0].offset <= pair[1].offset;
+    assert!(places.windows(2).all(is_forward));
 }
 
 #[test]

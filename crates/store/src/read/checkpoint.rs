@@ -55,6 +55,7 @@ impl OpenCheckpoint {
         Ok(Layer {
             store: self.store.clone(),
             _held: self.held.clone(),
+            id,
             manifest: Arc::new(manifest),
             checkpoint: checkpoint.as_str().into(),
         })

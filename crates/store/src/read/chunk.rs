@@ -50,7 +50,7 @@ impl Inner {
     /// when it is opened, and be in another pack by then. So the last attempt is made while nothing can be moved.
     ///
     /// A place that cannot be read is an error only after all others.
-    fn read_where_it_lies(&self, id: &ChunkId, raw_len: usize) -> Result<Vec<u8>, Failure> {
+    pub(super) fn read_where_it_lies(&self, id: &ChunkId, raw_len: usize) -> Result<Vec<u8>, Failure> {
         let mut failed = None;
         if let Some(bytes) = self.read_known(id, raw_len, &mut failed) {
             return Ok(bytes);

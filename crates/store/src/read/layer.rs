@@ -3,7 +3,8 @@
 use super::chunk::Failure;
 use super::error::ReadError;
 use crate::format::{InChunk, Kind, Manifest, PAGE_BYTES, Page, Span};
-use crate::local::Held;
+use crate::id::{ChunkId, ManifestId, PackId};
+use crate::local::{Held, Place};
 use crate::store::Inner;
 use std::sync::Arc;
 
@@ -12,11 +13,28 @@ use std::sync::Arc;
 pub struct Layer {
     pub(super) store: Arc<Inner>,
     pub(super) _held: Arc<Held>,
+    pub(super) id: ManifestId,
     pub(super) manifest: Arc<Manifest>,
     pub(super) checkpoint: Arc<str>,
 }
 
+/// Where a chunk lies. In order of packs, and then of where in them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Location {
+    /// In which pack.
+    pub pack: PackId,
+    /// Where it begins there, in bytes.
+    pub offset: u32,
+    /// How long it is there, in bytes.
+    pub len: u32,
+}
+
 impl Layer {
+    /// Its name.
+    pub fn id(&self) -> ManifestId {
+        self.id
+    }
+
     /// What the layer is.
     pub fn kind(&self) -> Kind {
         self.manifest.kind()
@@ -54,16 +72,25 @@ impl Layer {
     /// Reads all pages of a span that have data, one after the other; no bytes where none has.
     pub fn read_span(&self, span: &Span) -> Result<Arc<[u8]>, ReadError> {
         let Some(chunk) = span.chunk else { return Ok(Arc::from([])) };
-        self.store.chunk(&chunk, span.raw_len()).map_err(|failure| {
-            let first = span.index.saturating_mul(u64::from(self.manifest.chunk_pages()));
-            let pages = first..first.saturating_add(u64::from(self.manifest.chunk_pages())).min(self.pages());
-            let checkpoint = self.checkpoint.to_string();
-            match failure {
-                Failure::File(error) => error.into(),
-                Failure::Missing => ReadError::Missing { chunk, checkpoint, pages },
-                Failure::Damaged(pack) => ReadError::Damaged { chunk, pack, checkpoint, pages },
-            }
-        })
+        self.store.chunk(&chunk, span.raw_len()).map_err(|failure| self.lost(span, chunk, failure))
+    }
+
+    /// Reads them from the disk, whatever is cached, and says how many bytes they are.
+    pub(crate) fn check_span(&self, span: &Span) -> Result<usize, ReadError> {
+        let Some(chunk) = span.chunk else { return Ok(0) };
+        let read = self.store.read_where_it_lies(&chunk, span.raw_len());
+        read.map(|bytes| bytes.len()).map_err(|failure| self.lost(span, chunk, failure))
+    }
+
+    fn lost(&self, span: &Span, chunk: ChunkId, failure: Failure) -> ReadError {
+        let first = span.index.saturating_mul(u64::from(self.manifest.chunk_pages()));
+        let pages = first..first.saturating_add(u64::from(self.manifest.chunk_pages())).min(self.pages());
+        let checkpoint = self.checkpoint.to_string();
+        match failure {
+            Failure::File(error) => error.into(),
+            Failure::Missing => ReadError::Missing { chunk, checkpoint, pages },
+            Failure::Damaged(pack) => ReadError::Damaged { chunk, pack, checkpoint, pages },
+        }
     }
 
     /// The span that a page is in, if that holds anything.
@@ -71,6 +98,15 @@ impl Layer {
         let spans = self.manifest.spans();
         let index = page / u64::from(self.manifest.chunk_pages());
         spans.binary_search_by_key(&index, |span| span.index).ok().map(|at| &spans[at])
+    }
+
+    /// Where a page's chunk lies, as far as that is known without reading anything: pages that are fetched in this order are
+    /// fetched pack by pack, and in a pack from its beginning on. `None` where there is nothing to be read, or where garbage
+    /// collection has just moved it.
+    pub fn locate(&self, page: u64) -> Result<Option<Location>, ReadError> {
+        let (_, place) = self.find(page)?;
+        let place = place.and_then(|(span, _)| span.chunk).and_then(|chunk| self.store.catalog.find(&chunk));
+        Ok(place.map(|Place { pack, entry }| Location { pack, offset: entry.offset, len: entry.stored }))
     }
 
     fn find(&self, page: u64) -> Result<(Page, Option<InChunk<'_>>), ReadError> {

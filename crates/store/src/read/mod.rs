@@ -9,4 +9,4 @@ mod checkpoint; // a checkpoint that stays while it is read
 pub use checkpoint::OpenCheckpoint;
 pub(crate) use chunk::{ChunkReader, decompress};
 pub use error::ReadError;
-pub use layer::Layer;
+pub use layer::{Layer, Location};

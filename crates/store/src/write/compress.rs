@@ -6,6 +6,7 @@ use super::progress::Ticket;
 use super::shared::{Full, Shared, lock};
 use crate::format::Span;
 use crate::id::ChunkId;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Arc, Mutex};
 use zstd::bulk::Compressor;
@@ -59,6 +60,7 @@ fn spans(
         bytes = rest;
         if !chunk.is_empty() {
             let id = ChunkId::of(chunk);
+            shared.hashed_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             span.chunk = Some(id);
             if shared.claim(id) && !is_stored(shared, id, chunk.len())? {
                 store(shared, compressor, scratch, id, chunk, packs)?;

@@ -3,6 +3,7 @@
 use crate::format::{FormatError, NameError};
 use crate::id::{ChunkId, ManifestId};
 use crate::local::FileError;
+use crate::read::ReadError;
 use std::io;
 
 /// Why nothing was stored. What was in the store before is as it was.
@@ -43,6 +44,9 @@ pub enum WriteError {
         /// The layer that needs it.
         layer: ManifestId,
     },
+    /// Pages of another layer cannot be read.
+    #[error("cannot take over pages of another layer")]
+    Inherit(#[source] ReadError),
     /// A thread cannot be started.
     #[error("cannot start a thread to compress pages")]
     Thread(#[source] io::Error),

@@ -4,9 +4,11 @@ use super::compress::Job;
 use super::error::WriteError;
 use super::shared::lock;
 use super::writer::Writer;
-use crate::format::{Kind, MAX_PAGES, Manifest, PAGE_BYTES, Span};
+use crate::format::{Kind, MAX_PAGES, Manifest, PAGE_BYTES, Page, Span};
 use crate::id::ManifestId;
+use crate::read::Layer;
 use std::mem;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 /// How much is handed to a thread at once: enough that handing it over costs nothing, little enough to fit its cache.
@@ -39,6 +41,8 @@ pub struct LayerWriter<'w> {
     piece: Piece,
     pieces: Vec<Piece>,
     bytes: Vec<u8>,
+    /// Spans that another layer has.
+    inherited: Vec<Span>,
     handed_over: usize,
     collected: Arc<Collected>,
 }
@@ -56,6 +60,7 @@ impl<'w> LayerWriter<'w> {
             piece: Piece::default(),
             pieces: Vec::new(),
             bytes: writer.shared.buffer(),
+            inherited: Vec::new(),
             handed_over: 0,
             collected: Arc::default(),
         })
@@ -88,6 +93,50 @@ impl<'w> LayerWriter<'w> {
         Ok(())
     }
 
+    /// Adds pages as another layer of this store has them, which then stays. Their bytes are neither read nor hashed where
+    /// a chunk of that layer has nothing but such pages: so a range that begins and ends at multiples of its pages per
+    /// chunk costs next to nothing. At the ends of other ranges, and where this writer has other chunks, pages are read.
+    ///
+    /// The range is to be in the other layer, and in order with what was added before.
+    pub fn inherit(&mut self, from: &Layer, pages: Range<u64>) -> Result<(), WriteError> {
+        let count = pages.end.saturating_sub(pages.start);
+        let is_in_it = pages.end <= from.pages() && from.kind() == self.kind;
+        self.expect(pages.start, count, is_in_it)?;
+        let chunk_pages = u64::from(self.writer.shared.tuning.chunk_pages);
+        if u64::from(from.manifest().chunk_pages()) != chunk_pages {
+            return pages.clone().try_for_each(|page| self.copy(from, page));
+        }
+        if !self.writer.shared.lease.pin_manifest(from.id())? {
+            return Err(WriteError::NoLayer(from.id()));
+        }
+        let spans = from.manifest().spans();
+        let first = spans.partition_point(|span| (span.index + 1) * chunk_pages <= pages.start);
+        for span in &spans[first..] {
+            let own = span.index * chunk_pages..(span.index + 1) * chunk_pages;
+            if own.start >= pages.end {
+                break;
+            }
+            let is_whole = pages.start <= own.start && (own.end <= pages.end || pages.end == self.pages);
+            if is_whole {
+                self.inherited.push(*span);
+            } else {
+                let common = own.start.max(pages.start)..own.end.min(pages.end);
+                common.into_iter().try_for_each(|page| self.copy(from, page))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds one page as another layer has it.
+    fn copy(&mut self, from: &Layer, page: u64) -> Result<(), WriteError> {
+        let mut bytes = [0; PAGE_BYTES];
+        match from.read_page(page, &mut bytes).map_err(WriteError::Inherit)? {
+            Page::Absent => Ok(()),
+            Page::Zero => self.hold(page, None),
+            Page::Data => self.hold(page, Some(&bytes)),
+        }
+    }
+
     /// Ends the layer. What it is called depends on its pages alone. It is durable once a checkpoint that names it is
     /// published.
     pub fn finish(mut self) -> Result<ManifestId, WriteError> {
@@ -95,10 +144,11 @@ impl<'w> LayerWriter<'w> {
         self.hand_over()?;
         self.writer.shared.jobs_in_flight.wait();
         self.writer.shared.check()?;
-        let spans = mem::take(&mut *lock(&self.collected.spans));
+        let mut spans = mem::take(&mut *lock(&self.collected.spans));
         if spans.len() != self.handed_over {
             return Err(WriteError::Stopped); // A thread panicked.
         }
+        spans.append(&mut self.inherited);
         let chunk_pages = self.writer.shared.tuning.chunk_pages;
         let manifest = Manifest::new(self.kind, chunk_pages, self.pages, spans).map_err(WriteError::Layer)?;
         Ok(self.writer.add_layer(manifest))

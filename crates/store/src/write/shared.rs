@@ -34,6 +34,7 @@ pub(super) struct Shared {
     failed: AtomicBool,
     error: Mutex<Option<WriteError>>,
     pub(super) new_bytes: AtomicU64,
+    pub(super) hashed_bytes: AtomicU64,
 }
 
 impl Shared {
@@ -50,6 +51,7 @@ impl Shared {
             failed: AtomicBool::new(false),
             error: Mutex::default(),
             new_bytes: AtomicU64::new(0),
+            hashed_bytes: AtomicU64::new(0),
         }
     }
 

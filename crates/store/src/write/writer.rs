@@ -118,6 +118,11 @@ impl Writer {
         self.shared.new_bytes.load(Ordering::Relaxed)
     }
 
+    /// How many bytes of pages it has hashed so far.
+    pub fn hashed_bytes(&self) -> u64 {
+        self.shared.hashed_bytes.load(Ordering::Relaxed)
+    }
+
     /// Publishes a checkpoint of layers that this writer wrote or reused. When this returns, it survives a power cut;
     /// before that, it is not there at all.
     pub fn publish(&self, checkpoint: &Checkpoint) -> Result<(), WriteError> {
