@@ -4,9 +4,10 @@
 mod common;
 
 use common::{Pages, assert_memory, checkpoint, files, numbered, publish, temporary, write};
-use pando_store::{Damage, FileError, Kind, PAGE_BYTES, ReadError, Store};
+use pando_store::{Damage, Kind, PAGE_BYTES, ReadError, Store};
 use std::error::Error;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// A store with two checkpoints that share a chunk, and a disk that only one has.
@@ -167,21 +168,132 @@ fn a_damaged_chunk_is_an_error_that_names_it() {
     assert_eq!(refused.to_string(), expected);
 }
 
+/// A file of a format that is to come.
+fn newer(path: &Path) -> Vec<u8> {
+    let mut file = fs::read(path).unwrap();
+    file[8] = 2;
+    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
+    digest.update(&file[..24]);
+    digest.update(&file[32..]);
+    file[24..32].copy_from_slice(&digest.finalize().to_le_bytes());
+    file
+}
+
 #[test]
 fn a_store_from_a_newer_version_is_refused_in_one_sentence() {
     let (directory, store) = sample();
-    let refusal = |path: &Path, ask: &dyn Fn() -> Result<(), FileError>| {
-        let mut newer = fs::read(path).unwrap();
-        newer[8] = 2;
-        let error = with_spoilt(path, &newer, ask).unwrap_err();
-        assert!(matches!(error, FileError::Newer { found: 2, .. }), "{error}");
+    let refusal = |path: &Path, ask: &dyn Fn() -> Result<(), Box<dyn Error>>| {
+        let error = with_spoilt(path, &newer(path), ask).unwrap_err();
         let expected = "is of store format 2, and this build reads up to 1: a newer pando is needed";
         assert_eq!(error.to_string(), format!("{} {expected}", path.display()));
     };
-    refusal(&directory.path().join("store"), &|| Store::open(directory.path()).map(drop));
-    refusal(&directory.path().join("checkpoints/one"), &|| store.sizes().map(drop));
-    refusal(&files(directory.path(), "manifests")[0], &|| store.sizes().map(drop));
-    refusal(&files(directory.path(), "packs")[0], &|| Store::open(directory.path())?.sizes().map(drop));
+    refusal(&directory.path().join("store"), &|| Ok(Store::open(directory.path()).map(drop)?));
+    refusal(&directory.path().join("checkpoints/one"), &|| Ok(store.checkpoint("one").map(drop)?));
+    let manifest = directory.path().join(format!("manifests/{}", store.checkpoint("one").unwrap().memory.unwrap()));
+    refusal(&manifest, &|| Ok(store.open_checkpoint("one")?.memory().map(drop)?));
+    refusal(&files(directory.path(), "packs")[0], &|| Ok(Store::open(directory.path())?.sizes().map(drop)?));
+}
+
+#[test]
+fn a_flipped_bit_of_a_format_is_damage_of_one_file_and_stops_nothing_else() {
+    let (directory, _) = sample();
+    let store = Store::open(directory.path()).unwrap();
+    publish(&store, "other", 50, &numbered(50, 700)).unwrap();
+    let [first, second] = <[PathBuf; 2]>::try_from(files(directory.path(), "packs")).unwrap();
+    for pack in [first, second] {
+        let mut bad = fs::read(&pack).unwrap();
+        bad[8] ^= 2;
+        with_spoilt(&pack, &bad, || {
+            let store = Store::open(directory.path()).unwrap();
+            assert_eq!(store.sizes().unwrap().len(), 3);
+            assert_eq!(store.collect().unwrap().damaged, [pack.clone()]);
+            let name = pack.file_name().unwrap().to_str().unwrap().to_owned();
+            publish(&store, &name, 50, &numbered(50, 900)).unwrap();
+            assert_memory(&store, &name, 50, &numbered(50, 900));
+            store.remove(&name).unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_read_does_not_hide_the_sizes_of_others() {
+    let (directory, store) = sample();
+    let manifest = directory.path().join(format!("manifests/{}", store.checkpoint("one").unwrap().memory.unwrap()));
+    let whole = store.sizes().unwrap();
+    let told = with_spoilt(&manifest, b"nothing", || store.sizes().unwrap());
+    assert_eq!(told[0].stored, whole[0].stored);
+    assert_eq!(told[1].problem, Some(format!("{} cannot be used", manifest.display())));
+    let checkpoint = directory.path().join("checkpoints/both");
+    let told = with_spoilt(&checkpoint, b"nothing", || store.sizes().unwrap());
+    assert_eq!(told[0].problem, Some(format!("{} cannot be used", checkpoint.display())));
+    assert_eq!((told[1].stored, &told[1].problem), (whole[1].stored, &None));
+}
+
+#[test]
+fn before_the_last_copy_goes_a_checkpoint_is_read_from_the_disk() {
+    let (directory, store) = sample();
+    assert_memory(&store, "one", 40, &Pages::from([(0, 2)]));
+    assert_eq!(store.verify_checkpoint("both").unwrap(), 3 * PAGE_BYTES as u64);
+    spoil_chunks(&files(directory.path(), "packs")[0]);
+    assert_memory(&store, "one", 40, &Pages::from([(0, 2)])); // From the cache.
+    let refused = store.verify_checkpoint("one").unwrap_err();
+    assert!(refused.to_string().ends_with("is damaged: pages 0 to 3 of checkpoint one are lost"), "{refused}");
+    assert_eq!(store.verify_checkpoint("none").unwrap_err().to_string(), "no checkpoint is called none");
+}
+
+#[test]
+fn damage_of_the_mark_is_found_and_affects_all() {
+    let (directory, store) = sample();
+    let mark = directory.path().join("store");
+    let damage = with_spoilt(&mark, b"nothing", || store.verify().unwrap().damage);
+    let [Damage { path, affected, .. }] = &damage[..] else { panic!("{damage:?}") };
+    assert_eq!((path, &affected[..]), (&mark, &["both".to_owned(), "one".to_owned()][..]));
+}
+
+#[test]
+fn an_import_reads_no_more_than_it_can_use() {
+    let (_directory, store) = sample();
+    let mut export = Vec::new();
+    store.export(&["one"], &mut export).unwrap();
+    // What follows says that the next name is a gigabyte long, and a reader of tar would read it.
+    for kind in [tar::EntryType::GNULongName, tar::EntryType::XHeader, tar::EntryType::XGlobalHeader] {
+        let mut header = tar::Header::new_ustar();
+        header.set_path("packs").unwrap();
+        header.set_entry_type(kind);
+        header.set_size(1 << 30);
+        header.set_cksum();
+        let mut stream =
+            Counted { left: export[..1024].chain(&header.as_bytes()[..]).chain(std::io::repeat(b'x')), read: 0 };
+        store.import(&mut stream).unwrap_err();
+        assert!(stream.read < 1 << 20, "{} bytes were read", stream.read);
+    }
+    let mut folder = export.clone();
+    folder[156] = b'5';
+    store.import(&folder[..]).unwrap_err();
+}
+
+struct Counted<R> {
+    left: R,
+    read: u64,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        let len = self.left.read(bytes)?;
+        self.read += len as u64;
+        Ok(len)
+    }
+}
+
+#[test]
+fn what_is_damaged_here_is_not_exported() {
+    let (directory, store) = sample();
+    for path in files(directory.path(), "packs") {
+        let mut bad = fs::read(&path).unwrap();
+        *bad.last_mut().unwrap() ^= 1;
+        let refused = with_spoilt(&path, &bad, || store.export(&["both"], std::io::sink())).unwrap_err();
+        assert_eq!(refused.to_string(), format!("{} cannot be used", path.display()));
+    }
 }
 
 #[test]

@@ -109,8 +109,16 @@ pub(crate) fn seal(kind: FileKind, mut file: Vec<u8>) -> Vec<u8> {
 }
 
 /// The payload of a whole file, after every check that does not depend on the kind.
+///
+/// The header is the same in every format. So one that is newer is told from one that is damaged, and only a file that is
+/// as somebody wrote it is said to be newer.
 pub(crate) fn unseal(kind: FileKind, file: &[u8]) -> Result<&[u8], FormatError> {
-    let header = Header::read(kind, file)?;
+    let header = match Header::read(kind, file) {
+        Err(FormatError::Newer(_)) if file[CHECKSUM_AT..HEADER_BYTES] != checksum(file).to_le_bytes() => {
+            return Err(FormatError::Checksum);
+        }
+        read => read?,
+    };
     let payload = &file[HEADER_BYTES..];
     if header.payload_len != payload.len() as u64 {
         return Err(FormatError::Length);
@@ -175,6 +183,9 @@ mod tests {
     fn a_newer_format_is_refused_by_its_number() {
         let mut newer = file();
         newer[FORMAT_AT] = 2;
+        assert_eq!(unseal(FileKind::Manifest, &newer), Err(FormatError::Checksum), "a flipped bit is no newer format");
+        let checksum = checksum(&newer);
+        newer[CHECKSUM_AT..HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
         assert_eq!(unseal(FileKind::Manifest, &newer), Err(FormatError::Newer(2)));
     }
 }

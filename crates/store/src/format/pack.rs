@@ -106,8 +106,8 @@ pub(crate) struct Pack<'f> {
 impl<'f> Pack<'f> {
     /// Reads a pack whose name is its id, with every check but those of the chunks.
     pub(crate) fn read(id: PackId, file: &'f [u8]) -> Result<Self, FormatError> {
-        let index = read_index(file)?;
         envelope::unseal(FileKind::Pack, file)?;
+        let index = read_index(file)?;
         if PackId::of(file) != id {
             return Err(FormatError::Name);
         }

@@ -1,9 +1,9 @@
 //! The index that the threads of a process share. Who looks something up never waits for a disk: packs are read without a
 //! lock, and added when they are.
 
-use super::directory::{Directory, FileError, read_start};
+use super::directory::{Directory, FileError, read, read_start};
 use super::index::{Index, Place};
-use crate::format::{FormatError, PackIndex, index_bytes, read_index};
+use crate::format::{FileKind, FormatError, PackIndex, index_bytes, read_index, unseal};
 use crate::id::{ChunkId, PackId};
 use std::fs::File;
 use std::path::Path;
@@ -85,6 +85,17 @@ impl Catalog {
 
 /// Reads the index of a pack, and sees that the file is as long as it should be.
 pub(crate) fn load(path: &Path) -> Result<PackIndex, FileError> {
+    match load_start(path) {
+        // A bit that was flipped there must not stop everything. Only all of the file tells.
+        Err(FileError::Newer { .. }) => match unseal(FileKind::Pack, &read(path)?) {
+            Err(why) => Err(FileError::format(path, why)),
+            Ok(_) => load_start(path),
+        },
+        loaded => loaded,
+    }
+}
+
+fn load_start(path: &Path) -> Result<PackIndex, FileError> {
     let failed = |error| FileError::io("read", path, error);
     let damaged = |why| FileError::format(path, why);
     let file = File::open(path).map_err(failed)?;

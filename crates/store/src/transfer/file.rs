@@ -4,7 +4,7 @@ use super::intake::{Intake, IntakeError};
 use super::names::Name;
 use super::outgoing::Outgoing;
 use crate::format::{FORMAT, FileKind, FormatError, HEADER_BYTES, MAX_PACK_BYTES, StoredCheckpoint, seal, unseal};
-use crate::local::{FileError, read};
+use crate::local::FileError;
 use crate::store::{CheckpointError, Store};
 use std::collections::HashSet;
 use std::io::{self, Read, Write};
@@ -71,7 +71,7 @@ impl Store {
             for file in packs.chain(manifests) {
                 let file_name = file.to_string();
                 if sent.insert(file_name) {
-                    append(&mut tar, &file, &read(&outgoing.path(&file))?)?;
+                    append(&mut tar, &file, &outgoing.read(&file)?)?;
                 }
             }
             let bytes = outgoing.checkpoint_file().ok_or_else(|| ExportError::TooLarge((*name).to_owned()))?;
@@ -87,7 +87,8 @@ impl Store {
         let mut names = Vec::new();
         let mut tar = tar::Archive::new(stream);
         let (mut is_first, mut is_open) = (true, true);
-        for entry in tar.entries().map_err(ImportError::Stream)? {
+        // Raw: what tar can say beside names and content is read into memory before anything is asked, however long it is.
+        for entry in tar.entries().map_err(ImportError::Stream)?.raw(true) {
             let mut entry =
                 entry.map_err(|error| if is_first { ImportError::NotOurs } else { ImportError::Stream(error) })?;
             let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
@@ -95,6 +96,9 @@ impl Store {
                 path.parse().map_err(|_| if is_first { ImportError::NotOurs } else { ImportError::Unknown(path) })?;
             if is_first != (name == Name::Mark) {
                 return Err(ImportError::NotOurs);
+            }
+            if !entry.header().entry_type().is_file() {
+                return Err(ImportError::Unknown(name.to_string()));
             }
             is_first = false;
             let bytes = content(&name, entry.size(), &mut entry)?;

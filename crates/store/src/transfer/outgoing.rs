@@ -1,12 +1,11 @@
 //! What a checkpoint needs, held until it is sent.
 
 use super::names::Name;
-use crate::format::StoredCheckpoint;
+use crate::format::{Manifest, Pack, StoredCheckpoint};
 use crate::id::{ManifestId, PackId};
-use crate::local::{Directory, FileError, Held, Lease, StoreLock};
+use crate::local::{Directory, FileError, Held, Lease, StoreLock, read};
 use crate::store::{CheckpointError, Inner, Store};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 /// A checkpoint with all its files. While this exists, none of them is collected or rewritten.
@@ -65,9 +64,16 @@ impl Outgoing {
         &self.stored.packs
     }
 
-    /// Where a file lies.
-    pub(crate) fn path(&self, name: &Name) -> PathBuf {
-        self.store.directory.root().join(name.to_string())
+    /// All of a pack or manifest, which is what it is named after: what is damaged here is not to get elsewhere.
+    pub(crate) fn read(&self, name: &Name) -> Result<Vec<u8>, FileError> {
+        let path = self.store.directory.root().join(name.to_string());
+        let bytes = read(&path)?;
+        let checked = match name {
+            Name::Pack(id) => Pack::read(*id, &bytes).map(drop),
+            Name::Manifest(id) => Manifest::read(*id, &bytes).map(drop),
+            Name::Mark | Name::Checkpoint(_) => Ok(()), // Neither is copied as a file.
+        };
+        checked.map(|()| bytes).map_err(|why| FileError::format(&path, why))
     }
 
     /// The checkpoint's own file, as it is to be sent. `None` where a part does not fit in 32 bits of length.

@@ -3,7 +3,7 @@
 use super::AT_ONCE;
 use super::error::BucketError;
 use super::objects::Bucket;
-use super::push::blocking;
+use super::push::{blocking, needs};
 use crate::format::{FormatError, StoredCheckpoint, check_name};
 use crate::store::{CheckpointError, Store};
 use crate::transfer::intake::{Intake, IntakeError};
@@ -42,10 +42,7 @@ impl Bucket {
         }
         let here = store.clone();
         let intake = Arc::new(blocking(move || Intake::begin(&here)).await??);
-        let packs = stored.packs.iter().map(|id| Name::Pack(*id));
-        let manifests = stored.checkpoint.manifests().map(Name::Manifest);
-        let names: Vec<Name> = packs.chain(manifests).collect();
-        let pulled = stream::iter(names)
+        let pulled = stream::iter(needs(&stored))
             .map(|name| self.pull_file(&intake, name, checkpoint))
             .buffer_unordered(AT_ONCE)
             .try_fold(Pulled::default(), |sum, fetched| async move {

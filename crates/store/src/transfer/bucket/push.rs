@@ -4,12 +4,13 @@ use super::AT_ONCE;
 use super::error::BucketError;
 use super::objects::Bucket;
 use crate::format::{Checkpoint, StoredCheckpoint};
-use crate::local::read;
+use crate::id::ManifestId;
 use crate::store::Store;
 use crate::transfer::intake::IntakeError;
 use crate::transfer::names::Name;
 use crate::transfer::outgoing::Outgoing;
 use futures_util::{StreamExt, TryStreamExt, stream};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// What was sent.
@@ -34,18 +35,15 @@ impl Bucket {
             false => self.make_store().await?,
             true => {
                 if let Some(file) = self.get(&top).await? {
-                    self.same(&top, &file, &outgoing.stored.checkpoint)?;
-                    return Ok(Pushed {
-                        there: outgoing.packs().len() + outgoing.manifests.len(),
-                        ..Pushed::default()
-                    });
+                    let there = self.same(&top, &file, &outgoing.stored.checkpoint)?;
+                    // It may be in other packs there. If one of them is gone, it is sent as it is here.
+                    if let Some(there) = self.count_if_whole(&there).await? {
+                        return Ok(Pushed { there, ..Pushed::default() });
+                    }
                 }
             }
         }
-        let packs = outgoing.packs().iter().map(|id| Name::Pack(*id));
-        let manifests = outgoing.manifests.iter().map(|id| Name::Manifest(*id));
-        let names: Vec<Name> = packs.chain(manifests).collect();
-        let pushed = stream::iter(names)
+        let pushed = stream::iter(needs(&outgoing.stored))
             .map(|name| self.push_file(outgoing.clone(), name))
             .buffer_unordered(AT_ONCE)
             .try_fold(Pushed::default(), |sum, sent| async move {
@@ -62,8 +60,8 @@ impl Bucket {
 
     /// Sends a file unless it is there. Its length, if it was sent.
     async fn push_file(&self, outgoing: Arc<Outgoing>, name: Name) -> Result<Option<u64>, BucketError> {
-        let path = outgoing.path(&name);
-        let bytes = blocking(move || read(&path)).await??;
+        let wanted = name.clone();
+        let bytes = blocking(move || outgoing.read(&wanted)).await??;
         let len = bytes.len() as u64;
         if self.size(&name).await? == Some(len) {
             return Ok(None);
@@ -72,14 +70,29 @@ impl Bucket {
         Ok(Some(len))
     }
 
+    /// How many packs and manifests a checkpoint of the bucket has there; `None` if one is not there.
+    async fn count_if_whole(&self, there: &StoredCheckpoint) -> Result<Option<usize>, BucketError> {
+        let names = needs(there);
+        let sizes = stream::iter(&names).map(|name| self.size(name)).buffer_unordered(AT_ONCE);
+        let are_there: Vec<_> = sizes.try_collect().await?;
+        Ok(are_there.iter().all(Option::is_some).then_some(names.len()))
+    }
+
     /// What is there under this name must be this checkpoint, though perhaps in other packs.
-    fn same(&self, name: &Name, file: &[u8], checkpoint: &Checkpoint) -> Result<(), BucketError> {
+    fn same(&self, name: &Name, file: &[u8], checkpoint: &Checkpoint) -> Result<StoredCheckpoint, BucketError> {
         let there = StoredCheckpoint::read(file).map_err(|why| IntakeError::format(name, why))?;
         if there.checkpoint == *checkpoint {
-            return Ok(());
+            return Ok(there);
         }
         Err(BucketError::Exists { checkpoint: checkpoint.name.clone(), bucket: self.name.clone() })
     }
+}
+
+/// The packs and manifests of a checkpoint, each once.
+pub(super) fn needs(stored: &StoredCheckpoint) -> Vec<Name> {
+    let manifests: BTreeSet<ManifestId> = stored.checkpoint.manifests().collect();
+    let packs = stored.packs.iter().map(|id| Name::Pack(*id));
+    packs.chain(manifests.into_iter().map(Name::Manifest)).collect()
 }
 
 /// Runs what waits for the disk where that holds up nobody else.
