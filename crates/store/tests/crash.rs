@@ -5,7 +5,7 @@ mod common;
 
 use common::{CHURN_PAGES, assert_memory, churned, numbered, publish, temporary};
 use pando_store::Store;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -21,15 +21,19 @@ fn helper(args: &[&str]) -> Child {
     Command::new(program).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
 }
 
-/// Kills a writer, and returns what must be there and what may be gone.
-fn kill(mut writer: Child) -> (BTreeSet<String>, BTreeSet<String>) {
+/// What a writer does until it is killed. In turn, so that there are kills in each.
+const MODES: [&str; 3] = ["churn", "collect", "import"];
+
+/// Kills a writer, and returns what must be there, what may be gone, and what the writer was doing.
+fn kill(mut writer: Child) -> (BTreeSet<String>, BTreeSet<String>, String) {
     writer.kill().unwrap();
     writer.wait().unwrap();
     let mut said = String::new();
     writer.stdout.take().unwrap().read_to_string(&mut said).unwrap();
     let names = |word| said.lines().filter_map(|line| line.strip_prefix(word)).map(str::to_owned).collect();
     let (done, removed): (BTreeSet<String>, BTreeSet<String>) = (names("done "), names("removing "));
-    (done.difference(&removed).cloned().collect(), removed)
+    let during = said.lines().rev().find_map(|line| line.strip_prefix("now ")).unwrap_or("starting").to_owned();
+    (done.difference(&removed).cloned().collect(), removed, during)
 }
 
 #[test]
@@ -39,16 +43,22 @@ fn nothing_reported_done_is_lost_and_nothing_half_written_is_offered_when_writer
     let path = directory.path().to_str().unwrap();
     let store = Store::create(directory.path()).unwrap();
     publish(&store, "kept", 50, &numbered(50, 7)).unwrap();
+    let mut killed_during: BTreeMap<String, u64> = BTreeMap::new();
+    let elsewhere = temporary();
+    let exports = elsewhere.path();
     let (begun, mut random, mut killed, mut published) = (Instant::now(), 0x2545_f491_4f6c_dd1d_u64, 0, 0);
     while kills.map_or(begun.elapsed() < TIME || killed < 100, |kills| killed < kills) {
-        let writers = ["a", "b"].map(|side| helper(&["churn", path, &format!("{side}{killed}")]));
+        let mode = MODES[(killed / 2 % MODES.len() as u64) as usize];
+        let writers =
+            ["a", "b"].map(|side| helper(&[mode, path, &format!("{side}{killed}"), exports.to_str().unwrap()]));
         let mut done = BTreeSet::new();
         for writer in writers {
             random ^= random << 13;
             random ^= random >> 7;
             random ^= random << 17;
-            sleep(Duration::from_micros(random % 12_000));
-            let (must, _) = kill(writer);
+            sleep(Duration::from_micros(random % 16_000));
+            let (must, _, during) = kill(writer);
+            *killed_during.entry(during).or_default() += 1;
             published += must.len();
             done.extend(must);
             killed += 1;
@@ -75,7 +85,10 @@ fn nothing_reported_done_is_lost_and_nothing_half_written_is_offered_when_writer
         "dead writers left nothing"
     );
     assert!(published > 0, "writers came as far as to publish");
-    println!("{killed} writers killed, who had {published} checkpoints");
+    println!("{killed} writers killed, who had {published} checkpoints; they were {killed_during:?}");
+    for what in ["publishing", "collecting", "importing"] {
+        assert!(killed_during.contains_key(what), "none was killed while {what}: {killed_during:?}");
+    }
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Writes into a store for a test.
 //!
 //! ```text
-//! store-test-writer churn DIRECTORY NAME     writes, removes and collects until it is killed, and says what it did
+//! store-test-writer churn DIRECTORY NAME TMP  writes, removes and collects until it is killed, and says what it did
+//! store-test-writer collect DIRECTORY NAME TMP   the same, and collects each time
+//! store-test-writer import DIRECTORY NAME TMP    imports what it has written elsewhere, until it is killed
 //! store-test-writer fill DIRECTORY           writes until that fails, and says why
 //! store-test-writer read DIRECTORY NAME      reads and exports a checkpoint, and says so
 //! store-test-writer hold DIRECTORY NAME      opens a checkpoint, says so, and waits for its standard input to end
@@ -20,7 +22,9 @@ use std::path::Path;
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["churn", directory, name] => churn(Path::new(directory), name),
+        ["churn", directory, name, _] => churn(Path::new(directory), name, 4),
+        ["collect", directory, name, _] => churn(Path::new(directory), name, 1),
+        ["import", directory, name, elsewhere] => import(Path::new(directory), name, Path::new(elsewhere)),
         ["fill", directory] => fill(Path::new(directory)),
         ["read", directory, name] => read(Path::new(directory), name),
         ["hold", directory, name] => {
@@ -34,21 +38,38 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Keeps the latest three of its checkpoints.
-fn churn(directory: &Path, name: &str) -> Result<(), Box<dyn Error>> {
+/// Keeps the latest three of its checkpoints, and collects after each so many.
+fn churn(directory: &Path, name: &str, collect_after: u64) -> Result<(), Box<dyn Error>> {
     let store = Store::create(directory)?;
     println!("begun");
     for number in 0u64.. {
         let checkpoint = format!("{name}-{number}");
+        println!("now publishing");
         common::publish(&store, &checkpoint, common::CHURN_PAGES, &common::churned(&checkpoint))?;
         println!("done {checkpoint}");
         if let Some(old) = number.checked_sub(3) {
             println!("removing {name}-{old}");
             store.remove(&format!("{name}-{old}"))?;
         }
-        if number % 4 == 3 {
+        if number % collect_after == collect_after - 1 {
+            println!("now collecting");
             store.collect()?;
         }
+    }
+    Ok(())
+}
+
+fn import(directory: &Path, name: &str, elsewhere: &Path) -> Result<(), Box<dyn Error>> {
+    let (store, other) = (Store::create(directory)?, Store::create(&elsewhere.join(name))?);
+    for number in 0u64.. {
+        let checkpoint = format!("{name}-{number}");
+        common::publish(&other, &checkpoint, common::CHURN_PAGES, &common::churned(&checkpoint))?;
+        let mut export = Vec::new();
+        other.export(&[&checkpoint], &mut export)?;
+        println!("now importing");
+        store.import(&export[..])?;
+        println!("done {checkpoint}");
+        println!("now starting");
     }
     Ok(())
 }
