@@ -2,6 +2,9 @@
 
 use super::error::ReadError;
 use super::layer::Layer;
+use super::source::Origin;
+#[cfg(feature = "bucket")]
+use super::source::Source;
 use crate::format::{Checkpoint, FormatError};
 use crate::id::ManifestId;
 use crate::local::{FileError, Held, StoreLock};
@@ -12,7 +15,7 @@ use std::sync::Arc;
 /// removed.
 pub struct OpenCheckpoint {
     store: Arc<Inner>,
-    held: Arc<Held>,
+    origin: Origin,
     checkpoint: Checkpoint,
 }
 
@@ -26,11 +29,18 @@ impl Store {
         let held = Held::of(&inner.directory, &stored.checkpoint)?;
         drop(lock);
         inner.catalog.load(&inner.directory, &stored.packs)?;
-        Ok(OpenCheckpoint { store: inner.clone(), held: Arc::new(held), checkpoint: stored.checkpoint })
+        let origin = Origin::Store { _held: Arc::new(held) };
+        Ok(OpenCheckpoint { store: inner.clone(), origin, checkpoint: stored.checkpoint })
     }
 }
 
 impl OpenCheckpoint {
+    /// A checkpoint that is elsewhere.
+    #[cfg(feature = "bucket")]
+    pub(crate) fn from_source(store: Arc<Inner>, checkpoint: Checkpoint, source: Arc<dyn Source>) -> Self {
+        Self { store, origin: Origin::Source(source), checkpoint }
+    }
+
     /// What it says.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
@@ -47,16 +57,21 @@ impl OpenCheckpoint {
         if !self.checkpoint.manifests().any(|named| named == id) {
             return Err(ReadError::NoLayer { checkpoint: checkpoint.clone(), layer: id });
         }
-        let manifest = self.store.directory.read_manifest(id)?;
+        let manifest = match &self.origin {
+            Origin::Store { .. } => Some(Arc::new(self.store.directory.read_manifest(id)?)),
+            Origin::Source(source) => source.manifest(id),
+        };
+        let no_layer = || ReadError::NoLayer { checkpoint: checkpoint.clone(), layer: id };
+        let manifest = manifest.ok_or_else(no_layer)?;
         if self.checkpoint.memory == Some(id) && manifest.kind() != crate::format::Kind::Memory {
             let path = self.store.directory.manifest(id);
             return Err(FileError::format(&path, FormatError::Field("layer kind")).into());
         }
         Ok(Layer {
             store: self.store.clone(),
-            _held: self.held.clone(),
+            origin: self.origin.clone(),
             id,
-            manifest: Arc::new(manifest),
+            manifest,
             checkpoint: checkpoint.as_str().into(),
         })
     }

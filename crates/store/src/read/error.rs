@@ -26,6 +26,16 @@ pub enum ReadError {
         /// How many there are.
         pages: u64,
     },
+    /// The checkpoint is elsewhere, and what lies there does not come.
+    #[error("cannot fetch chunk {chunk} of checkpoint {checkpoint}")]
+    Source {
+        /// Which chunk.
+        chunk: ChunkId,
+        /// The checkpoint that was read.
+        checkpoint: String,
+        /// What happened.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// No pack that can be read has the chunk.
     #[error("chunk {chunk} is missing: pages {first} to {last} of checkpoint {checkpoint} are lost", first = .pages.start, last = .pages.end.saturating_sub(1))]
     Missing {

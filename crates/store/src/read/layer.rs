@@ -2,9 +2,10 @@
 
 use super::chunk::Failure;
 use super::error::ReadError;
+use super::source::Origin;
 use crate::format::{InChunk, Kind, Manifest, PAGE_BYTES, Page, Span};
 use crate::id::{ChunkId, ManifestId, PackId};
-use crate::local::{Held, Place};
+use crate::local::Place;
 use crate::store::Inner;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct Layer {
     pub(super) store: Arc<Inner>,
-    pub(super) _held: Arc<Held>,
+    pub(super) origin: Origin,
     pub(super) id: ManifestId,
     pub(super) manifest: Arc<Manifest>,
     pub(super) checkpoint: Arc<str>,
@@ -72,7 +73,20 @@ impl Layer {
     /// Reads all pages of a span that have data, one after the other; no bytes where none has.
     pub fn read_span(&self, span: &Span) -> Result<Arc<[u8]>, ReadError> {
         let Some(chunk) = span.chunk else { return Ok(Arc::from([])) };
-        self.store.chunk(&chunk, span.raw_len()).map_err(|failure| self.lost(span, chunk, failure))
+        let read = || self.store.chunk(&chunk, span.raw_len());
+        let failure = match (read(), &self.origin) {
+            (Ok(bytes), _) => return Ok(bytes),
+            (Err(Failure::Missing | Failure::Damaged(_)), Origin::Source(source)) => {
+                let failed = |source| ReadError::Source { chunk, checkpoint: self.checkpoint.to_string(), source };
+                source.fetch(&chunk, &|| read().is_ok()).map_err(failed)?;
+                match read() {
+                    Ok(bytes) => return Ok(bytes),
+                    Err(failure) => failure,
+                }
+            }
+            (Err(failure), _) => failure,
+        };
+        Err(self.lost(span, chunk, failure))
     }
 
     /// Reads them from the disk, whatever is cached, and says how many bytes they are.

@@ -3,6 +3,7 @@
 mod error; // what is missing, and what that affects
 mod cache; // chunks that were read lately
 mod chunk; // from a pack to checked bytes
+mod source; // checkpoints that are elsewhere
 mod layer; // pages of a layer
 mod checkpoint; // a checkpoint that stays while it is read
 
@@ -10,3 +11,5 @@ pub use checkpoint::OpenCheckpoint;
 pub(crate) use chunk::{ChunkReader, decompress};
 pub use error::ReadError;
 pub use layer::{Layer, Location};
+#[cfg(feature = "bucket")]
+pub(crate) use source::Source;

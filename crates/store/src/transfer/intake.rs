@@ -62,14 +62,19 @@ impl IntakeError {
 /// A store that files come into. What no checkpoint came for is garbage once this is dropped.
 pub(crate) struct Intake {
     store: Arc<Inner>,
-    lease: Lease,
+    lease: Arc<Lease>,
 }
 
 impl Intake {
     pub(crate) fn begin(store: &Store) -> Result<Self, IntakeError> {
         let lease = Lease::take(&store.inner.directory)?;
         store.inner.catalog.refresh(&store.inner.directory)?;
-        Ok(Self { store: store.inner.clone(), lease })
+        Ok(Self::with(store.inner.clone(), Arc::new(lease)))
+    }
+
+    /// The same, with a lease that there is.
+    pub(crate) fn with(store: Arc<Inner>, lease: Arc<Lease>) -> Self {
+        Self { store, lease }
     }
 
     /// Whether a pack is here, as it should be; then it stays.

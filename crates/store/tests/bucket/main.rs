@@ -7,7 +7,7 @@ mod proxy; // a network that is slow, broken or full
 mod server; // the S3 server
 
 use common::{Pages, assert_memory, files, numbered, publish, temporary};
-use pando_store::{Bucket, BucketError, Store};
+use pando_store::{Bucket, BucketError, OpenCheckpoint, PAGE_BYTES, Store};
 use proxy::{Mood, Proxy};
 use server::Server;
 use std::error::Error;
@@ -240,6 +240,9 @@ fn an_object_that_was_changed_is_refused_by_name() {
     server.put("changed/store", &{
         let mut mark = fs::read(here.path().join("store")).unwrap();
         mark[8] = 2;
+        let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
+        digest.update(&mark[..24]);
+        mark[24..].copy_from_slice(&digest.finalize().to_le_bytes());
         mark
     });
     let refused = run(bucket.pull(&other, "one")).unwrap_err().to_string();
@@ -247,4 +250,107 @@ fn an_object_that_was_changed_is_refused_by_name() {
         refused.ends_with("is of store format 2, and this build reads up to 1: a newer pando is needed"),
         "{refused}"
     );
+}
+
+/// Pages of an attached checkpoint, read without an async runtime around.
+fn assert_attached(open: &OpenCheckpoint, pages: &Pages) {
+    let memory = open.memory().unwrap().unwrap();
+    let mut bytes = [0; PAGE_BYTES];
+    for (at, number) in pages {
+        memory.read_page(*at, &mut bytes).unwrap_or_else(|error| panic!("page {at}: {}", told(&error)));
+        assert!(bytes == common::page(*number), "page {at}");
+    }
+}
+
+fn attached(proxy: &Proxy, prefix: &str, cache_bytes: u64) -> (tempfile::TempDir, Store, OpenCheckpoint) {
+    let (here, there) = (temporary(), temporary());
+    let store = Store::create(here.path()).unwrap();
+    publish(&store, "one", PAGES, &pages(0)).unwrap();
+    let bucket = Bucket::new(&proxy.spec(prefix)).unwrap();
+    run(bucket.push(&store, "one")).unwrap();
+    let other = Store::create(there.path()).unwrap();
+    let open = other.attach(&bucket, "one", cache_bytes).unwrap();
+    (there, other, open)
+}
+
+#[test]
+fn a_checkpoint_of_a_bucket_is_read_a_pack_at_a_time() {
+    let server = Server::start();
+    let (there, other, open) = attached(&Proxy::before(&server), "lazy", 1 << 30);
+    let packs = || files(there.path(), "packs").len();
+    assert_eq!(packs(), 0, "nothing is fetched before it is wanted");
+    let some: Pages = pages(0).into_iter().take(4).collect();
+    std::thread::scope(|scope| {
+        (0..4).for_each(|_| drop(scope.spawn(|| assert_attached(&open, &some))));
+    });
+    assert_eq!(packs(), 1);
+    assert_attached(&open, &pages(0));
+    assert_eq!((packs(), other.checkpoints().unwrap()), (4, vec![]));
+    other.collect().unwrap();
+    assert_eq!(packs(), 4, "they stay while it is attached");
+    drop(open);
+    other.collect().unwrap();
+    assert_eq!(packs(), 0);
+}
+
+#[test]
+fn what_an_attached_checkpoint_keeps_here_is_bounded_and_comes_again() {
+    let server = Server::start();
+    let (there, _, open) = attached(&Proxy::before(&server), "bounded", 5 << 20);
+    for _ in 0..2 {
+        // Without what the handle has in memory.
+        assert_attached(&open, &pages(0));
+        Store::open(there.path()).unwrap().collect().unwrap();
+        let bytes: u64 = files(there.path(), "packs").iter().map(|pack| fs::metadata(pack).unwrap().len()).sum();
+        assert!(0 < bytes && bytes <= 5 << 20, "{bytes}");
+    }
+}
+
+#[test]
+fn a_source_that_dies_is_a_clear_error_and_one_that_is_slow_or_back_is_read() {
+    let server = Server::start();
+    let proxy = Proxy::before(&server);
+    let (_there, _store, open) = attached(&proxy, "dies", 1 << 30);
+    let memory = open.memory().unwrap().unwrap();
+    let mut bytes = [0; PAGE_BYTES];
+    for mood in [Mood::DieAfter(0), Mood::DieAfter(100 << 10), Mood::Stalled] {
+        proxy.mood(mood);
+        let begun = Instant::now();
+        let refused = memory.read_page(0, &mut bytes).unwrap_err();
+        assert!(refused.to_string().starts_with("cannot fetch chunk "), "{}", told(&refused));
+        assert!(told(&refused).contains("cannot read packs/"), "{}", told(&refused));
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    }
+    proxy.mood(Mood::Slow);
+    // The last pack is short.
+    assert_attached(&open, &pages(0).into_iter().skip(PAGES as usize - 1).collect());
+    proxy.mood(Mood::DieAfter(300 << 10));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(700));
+            proxy.mood(Mood::Well);
+        });
+        assert_attached(&open, &pages(0));
+    });
+}
+
+#[test]
+fn what_is_damaged_here_is_not_sent_and_what_is_gone_there_is_sent_again() {
+    let server = Server::start();
+    let bucket = Bucket::new(&server.spec("poison")).unwrap();
+    let here = temporary();
+    let store = Store::create(here.path()).unwrap();
+    publish(&store, "one", 50, &numbered(50, 1)).unwrap();
+    let pack = files(here.path(), "packs").remove(0);
+    let good = fs::read(&pack).unwrap();
+    let mut bad = good.clone();
+    *bad.last_mut().unwrap() ^= 1;
+    fs::write(&pack, &bad).unwrap();
+    let refused = run(bucket.push(&store, "one")).unwrap_err();
+    assert_eq!(refused.to_string(), format!("{} cannot be used", pack.display()));
+    fs::write(&pack, &good).unwrap();
+    assert_eq!(run(bucket.push(&store, "one")).unwrap().sent, 2);
+    server.delete(&format!("poison/packs/{}", pack.file_name().unwrap().to_str().unwrap()));
+    let again = run(bucket.push(&store, "one")).unwrap();
+    assert_eq!((again.sent, again.there), (1, 1));
 }

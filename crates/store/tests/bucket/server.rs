@@ -61,6 +61,12 @@ impl Server {
         let answer = request(self.address, "PUT", &format!("/{BUCKET}/{name}"), bytes).unwrap();
         assert!(answer.contains("200 OK"), "{answer}");
     }
+
+    /// Takes one away, past everything.
+    pub(crate) fn delete(&self, name: &str) {
+        let answer = request(self.address, "DELETE", &format!("/{BUCKET}/{name}"), b"").unwrap();
+        assert!(answer.contains("204 "), "{answer}");
+    }
 }
 
 impl Drop for Server {

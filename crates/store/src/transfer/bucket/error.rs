@@ -77,6 +77,9 @@ pub enum BucketError {
     /// A file here cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
+    /// What would talk to it cannot be started.
+    #[error("cannot start what talks to the bucket")]
+    Runtime(#[source] std::io::Error),
     /// The program is ending.
     #[error("interrupted")]
     Interrupted,

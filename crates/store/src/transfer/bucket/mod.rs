@@ -10,6 +10,7 @@ mod error; // what can go wrong, by whose fault
 mod objects; // getting and putting them, patiently
 mod push; // into the bucket
 mod pull; // out of it
+mod attach; // read from it, a pack at a time
 
 pub use error::BucketError;
 pub use objects::Bucket;

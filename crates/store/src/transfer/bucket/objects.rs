@@ -2,16 +2,23 @@
 
 use super::error::BucketError;
 use super::spec::BucketSpec;
-use crate::format::{FileKind, FormatError, HEADER_BYTES, MAX_PACK_BYTES, seal, unseal};
+use crate::format::{
+    FileKind, FormatError, HEADER_BYTES, MAX_PACK_BYTES, PackIndex, index_bytes, read_index, seal, unseal,
+};
+use crate::id::PackId;
 use crate::transfer::file::MAX_OTHER_BYTES;
 use crate::transfer::intake::IntakeError;
 use crate::transfer::names::Name;
 use futures_util::TryStreamExt;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::path::Path;
-use object_store::{BackoffConfig, ClientOptions, Error, ObjectStore, ObjectStoreExt, RetryConfig};
+use object_store::{
+    BackoffConfig, ClientOptions, Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig,
+};
 use std::time::Duration;
 
+/// How much of a pack is read at first, in bytes: its index is seldom longer, and a longer read takes no longer.
+const FIRST_READ: u64 = 64 << 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const BACKOFF: BackoffConfig =
     BackoffConfig { init_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(5), base: 2.0 };
@@ -20,7 +27,7 @@ const BACKOFF: BackoffConfig =
 #[derive(Debug, Clone)]
 pub struct Bucket {
     objects: std::sync::Arc<AmazonS3>,
-    prefix: String,
+    spec: BucketSpec,
     /// As it is called in messages.
     pub(super) name: String,
 }
@@ -56,7 +63,17 @@ impl Bucket {
             source: Box::new(source),
         };
         let objects = builder.build().map_err(unusable)?;
-        Ok(Self { objects: std::sync::Arc::new(objects), prefix: spec.prefix.clone(), name })
+        Ok(Self { objects: std::sync::Arc::new(objects), spec: spec.clone(), name })
+    }
+
+    /// The same, with connections of its own.
+    pub(super) fn anew(&self) -> Result<Self, BucketError> {
+        Self::new(&self.spec)
+    }
+
+    /// How long something is tried again.
+    pub(super) fn patience(&self) -> Duration {
+        self.spec.patience
     }
 
     /// The names of the checkpoints in it, sorted.
@@ -126,6 +143,35 @@ impl Bucket {
         }
     }
 
+    /// The index of a pack, of which the beginning is read. `None` if it is not there.
+    pub(super) async fn index(&self, id: PackId) -> Result<Option<PackIndex>, BucketError> {
+        let name = Name::Pack(id);
+        let damaged = |why| IntakeError::format(&name, why);
+        let Some((mut start, len)) = self.start(&name, FIRST_READ).await? else { return Ok(None) };
+        let wanted = index_bytes(&start).map_err(damaged)?;
+        if wanted > start.len() {
+            let Some((longer, _)) = self.start(&name, wanted as u64).await? else { return Ok(None) };
+            start = longer;
+        }
+        let index = read_index(&start).map_err(damaged)?;
+        if index.file_len == len { Ok(Some(index)) } else { Err(damaged(FormatError::Length).into()) }
+    }
+
+    /// The beginning of an object, and how long all of it is.
+    async fn start(&self, name: &Name, len: u64) -> Result<Option<(Vec<u8>, u64)>, BucketError> {
+        let options = GetOptions { range: Some(GetRange::Bounded(0..len)), ..GetOptions::default() };
+        let read = async {
+            let found = self.objects.get_opts(&self.path(name), options).await?;
+            let len = found.meta.size;
+            Ok((found.bytes().await?.into(), len))
+        };
+        match read.await {
+            Ok(start) => Ok(Some(start)),
+            Err(error @ Error::NotFound { .. }) if !is_no_bucket(&error) => Ok(None),
+            Err(error) => Err(self.error("read", name.to_string(), error)),
+        }
+    }
+
     pub(super) async fn put(&self, name: &Name, bytes: Vec<u8>) -> Result<(), BucketError> {
         let put = self.objects.put(&self.path(name), bytes.into()).await;
         put.map(drop).map_err(|error| self.error("write", name.to_string(), error))
@@ -136,7 +182,7 @@ impl Bucket {
     }
 
     fn folder(&self, name: &str) -> Path {
-        match &*self.prefix {
+        match &*self.spec.prefix {
             "" => Path::from(name),
             prefix => Path::from(format!("{prefix}/{name}")),
         }

@@ -4,8 +4,7 @@ use super::AT_ONCE;
 use super::error::BucketError;
 use super::objects::Bucket;
 use super::push::{blocking, needs};
-use crate::format::{FormatError, StoredCheckpoint, check_name};
-use crate::store::{CheckpointError, Store};
+use crate::store::Store;
 use crate::transfer::intake::{Intake, IntakeError};
 use crate::transfer::names::Name;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -27,19 +26,7 @@ impl Bucket {
     /// fetched again, as long as garbage collection does not take what a pull that was cut off left. When this returns,
     /// the checkpoint is here in full and durable.
     pub async fn pull(&self, store: &Store, checkpoint: &str) -> Result<Pulled, BucketError> {
-        check_name(checkpoint).map_err(CheckpointError::from)?;
-        if !self.is_store().await? {
-            return Err(BucketError::NoStore(self.name.clone()));
-        }
-        let top = Name::Checkpoint(checkpoint.to_owned());
-        let Some(file) = self.get(&top).await? else {
-            return Err(BucketError::Absent { checkpoint: checkpoint.to_owned(), bucket: self.name.clone() });
-        };
-        let damaged = |why| IntakeError::format(&top, why);
-        let stored = StoredCheckpoint::read(&file).map_err(damaged)?;
-        if stored.checkpoint.name != checkpoint {
-            return Err(damaged(FormatError::Name).into());
-        }
+        let stored = self.stored_checkpoint(checkpoint).await?;
         let here = store.clone();
         let intake = Arc::new(blocking(move || Intake::begin(&here)).await??);
         let pulled = stream::iter(needs(&stored))
