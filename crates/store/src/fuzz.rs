@@ -1,6 +1,10 @@
 //! Entry points for fuzzers: whatever a file says, reading it fails or succeeds and does nothing else.
 
-use crate::format::{FileKind, HEADER_BYTES, Manifest, PackIndex, StoredCheckpoint, read_index, seal};
+use crate::format::{
+    FileKind, HEADER_BYTES, Manifest, PackIndex, StoredCheckpoint, read_index, read_working_set, seal,
+    write_working_set,
+};
+use crate::id::ManifestId;
 use crate::read::decompress;
 use zstd::bulk::Decompressor;
 
@@ -22,6 +26,20 @@ pub fn fuzz_pack(data: &[u8]) {
 pub fn fuzz_checkpoint(data: &[u8]) {
     read_checkpoint(data);
     read_checkpoint(&sealed(FileKind::Checkpoint, data));
+}
+
+/// A working set that is the input. One that is read is written again as the same bytes.
+pub fn fuzz_working_set(data: &[u8]) {
+    let file = sealed(FileKind::WorkingSet, data);
+    for file in [data, &file] {
+        // Whatever layer it says it is of.
+        let Some(layer) = file.get(HEADER_BYTES..).and_then(|rest| rest.first_chunk()).map(|id| ManifestId(*id)) else {
+            continue;
+        };
+        if let Ok(runs) = read_working_set(layer, file) {
+            assert!(write_working_set(layer, &runs).is_some_and(|written| written == file));
+        }
+    }
 }
 
 /// A file with this payload, and a header and checksum that are right: hardly any input would get behind those.
@@ -68,6 +86,7 @@ mod tests {
             super::fuzz_manifest(input);
             super::fuzz_pack(input);
             super::fuzz_checkpoint(input);
+            super::fuzz_working_set(input);
         }
     }
 }

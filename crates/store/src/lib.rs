@@ -3,9 +3,9 @@
 //! Its own crate because the bytes it leaves on disk are a promise of their own (`docs/snapshot-format.md`), and because
 //! all of it can be tested without KVM.
 //!
-//! *Invariants.* A file has its final name only when its content is whole and durable, and is never changed after that.
-//! A checkpoint is published after everything it names. A page that is read was checked against its name. Writing and
-//! reading know no async runtime: the monitor does both.
+//! *Invariants.* A file has its final name only when its content is whole and durable, and is never changed after that; but
+//! a working set, which is a hint, may be replaced. A checkpoint is published after everything it names. A page that is
+//! read was checked against its name. Writing and reading know no async runtime: the monitor does both.
 
 mod id; // names made from content
 mod format; // every byte, drawn and checked
@@ -13,6 +13,7 @@ mod local; // files of a directory, and how processes share it
 mod store; // opening one, and what is in it
 mod write; // pages in
 mod read; // pages out
+mod working_set; // which pages are wanted first
 mod gc; // taking back what nobody needs
 mod verify; // finding every flipped bit
 mod sizes; // how much room checkpoints take
@@ -30,7 +31,7 @@ pub use format::{
     MAX_PAGES, Machine, Manifest, NameError, PAGE_BYTES, PackEntry, Page, Span,
 };
 #[cfg(feature = "fuzzing")]
-pub use fuzz::{fuzz_checkpoint, fuzz_manifest, fuzz_pack};
+pub use fuzz::{fuzz_checkpoint, fuzz_manifest, fuzz_pack, fuzz_working_set};
 pub use gc::{Collected, GcError};
 pub use id::{ChunkId, IdError, ManifestId, PackId};
 pub use local::FileError;

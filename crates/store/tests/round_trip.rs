@@ -309,3 +309,39 @@ fn many_threads_read_one_layer() {
         }
     });
 }
+
+#[test]
+fn a_working_set_is_a_hint_that_goes_with_its_layer() {
+    let directory = temporary();
+    let store = Store::create(directory.path()).unwrap();
+    publish(&store, "one", 100, &numbered(100, 1)).unwrap();
+    let layer = store.checkpoint("one").unwrap().memory.unwrap();
+    assert_eq!(store.working_set(layer), None);
+    store.note_working_set(layer, &[40..44, 7..7]).unwrap();
+    store.note_working_set(layer, &[0..4, 90..91]).unwrap();
+    assert_eq!(store.working_set(layer), Some(vec![0..4, 90..91]), "the last word counts");
+    store.collect().unwrap();
+    assert!(store.working_set(layer).is_some());
+
+    // It travels where that is wished, and only then.
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    store.export_with_working_sets(&["one"], &mut with).unwrap();
+    store.export(&["one"], &mut without).unwrap();
+    for (export, expected) in [(&without, None), (&with, Some(vec![0..4, 90..91]))] {
+        let elsewhere = temporary();
+        let other = Store::create(elsewhere.path()).unwrap();
+        assert_eq!(other.import(&export[..]).unwrap(), ["one"]);
+        assert_eq!(other.working_set(layer), expected);
+        assert_memory(&other, "one", 100, &numbered(100, 1));
+    }
+
+    let path = files(directory.path(), "working-sets").remove(0);
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(store.working_set(layer), None, "damage is no hint");
+    assert_eq!(store.verify().unwrap().damage, [], "and nothing that anybody needs");
+    store.remove("one").unwrap();
+    store.collect().unwrap();
+    assert!(files(directory.path(), "working-sets").is_empty());
+}

@@ -25,6 +25,8 @@ pub enum FileKind {
     Manifest,
     /// A checkpoint.
     Checkpoint,
+    /// Which pages of a layer are wanted first.
+    WorkingSet,
 }
 
 impl FileKind {
@@ -35,6 +37,7 @@ impl FileKind {
             Self::Pack => *b"pack",
             Self::Manifest => *b"mani",
             Self::Checkpoint => *b"chkp",
+            Self::WorkingSet => *b"wset",
         }
     }
 }

@@ -6,6 +6,7 @@ mod envelope; // what every file begins with
 mod fields; // reading numbers and texts, one after the other
 mod pack; // chunks in one file
 mod manifest; // which chunk each page is in
+mod working_set; // which pages are wanted first
 mod checkpoint; // the top: everything a VM was at one instant
 
 pub(crate) use checkpoint::StoredCheckpoint;
@@ -19,3 +20,4 @@ pub use manifest::{Kind, MAX_CHUNK_PAGES, MAX_PAGES, Manifest, PAGE_BYTES, Page,
 pub(crate) use pack::make_index_checksum_right;
 pub use pack::{MAX_PACK_BYTES, PackEntry};
 pub(crate) use pack::{Pack, PackBuilder, PackIndex, index_bytes, read_index};
+pub(crate) use working_set::{read_working_set, write_working_set};

@@ -84,6 +84,7 @@ impl Store {
         collected.damaged = std::mem::take(&mut plan.damaged);
         sweep::dead_writers(directory, &mut needed, &mut collected)?;
         sweep::manifests(directory, &mut needed, &mut collected)?;
+        directory.sweep_working_sets()?;
         let garbage: Vec<&Going> = plan.garbage.iter().collect();
         (collected.packs, collected.freed_bytes) = sweep::packs(directory, &mut needed, &garbage, &plan.elsewhere)?;
         rewrite(directory, &mut needed, plan, rewrite_bytes, &mut collected)?;

@@ -142,6 +142,19 @@ impl Directory {
         self.root.join("checkpoints").join(name)
     }
 
+    pub(crate) fn working_set(&self, layer: ManifestId) -> PathBuf {
+        self.root.join(format!("working-sets/{layer}"))
+    }
+
+    /// The layers that have a working set. The directory is made for the first one.
+    pub(crate) fn list_working_sets(&self) -> Result<Vec<ManifestId>, FileError> {
+        match list(&self.root.join("working-sets")) {
+            Ok(names) => Ok(names.iter().filter_map(|name| name.parse().ok()).collect()),
+            Err(error) if error.is_absent() => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
     pub(crate) fn writers(&self) -> PathBuf {
         self.root.join("writers")
     }

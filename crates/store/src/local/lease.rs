@@ -134,6 +134,14 @@ impl Lease {
         files::rename(&temporary, path)
     }
 
+    /// Puts a file in place of one that nobody relies on, or of none. It gets its directory, if that is the first.
+    pub(crate) fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+        let temporary = self.temporary();
+        files::write_durably(&temporary, bytes)?;
+        path.parent().map_or(Ok(()), files::make_directories)?;
+        files::rename(&temporary, path)
+    }
+
     /// Puts a checkpoint into the store. `false` if there is one of that name. It is durable when this returns, and not
     /// there at all if this fails.
     pub(crate) fn place_checkpoint(&self, name: &str, bytes: &[u8]) -> Result<bool, FileError> {

@@ -61,6 +61,20 @@ pub enum ImportError {
 impl Store {
     /// Writes checkpoints and everything they need into one stream.
     pub fn export(&self, names: &[&str], stream: impl Write) -> Result<(), ExportError> {
+        self.export_each(names, stream, |_| Vec::new())
+    }
+
+    /// The same, with the working sets of their layers, which the first builds that read streams do not take.
+    pub fn export_with_working_sets(&self, names: &[&str], stream: impl Write) -> Result<(), ExportError> {
+        self.export_each(names, stream, Outgoing::working_sets)
+    }
+
+    fn export_each(
+        &self,
+        names: &[&str],
+        stream: impl Write,
+        working_sets: impl Fn(&Outgoing) -> Vec<(Name, Vec<u8>)>,
+    ) -> Result<(), ExportError> {
         let mut tar = tar::Builder::new(stream);
         append(&mut tar, &Name::Mark, &seal(FileKind::Store, vec![0; HEADER_BYTES]))?;
         let mut sent = HashSet::new();
@@ -73,6 +87,9 @@ impl Store {
                 if sent.insert(file_name) {
                     append(&mut tar, &file, &outgoing.read(&file)?)?;
                 }
+            }
+            for (file, bytes) in working_sets(&outgoing) {
+                append(&mut tar, &file, &bytes)?;
             }
             let bytes = outgoing.checkpoint_file().ok_or_else(|| ExportError::TooLarge((*name).to_owned()))?;
             append(&mut tar, &Name::Checkpoint((*name).to_owned()), &bytes)?;
@@ -109,6 +126,7 @@ impl Store {
                 Name::Pack(id) => intake.pack(id, &bytes)?,
                 Name::Manifest(id) if intake.has_manifest(id)? => (),
                 Name::Manifest(id) => intake.manifest(id, &bytes)?,
+                Name::WorkingSet(id) => intake.working_set(id, &bytes)?,
                 Name::Checkpoint(name) => {
                     let file = Name::Checkpoint(name.clone());
                     let stored = StoredCheckpoint::read(&bytes).map_err(|why| IntakeError::format(&file, why))?;

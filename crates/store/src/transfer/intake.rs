@@ -1,7 +1,7 @@
 //! Files from elsewhere come into a store. None is believed: a chunk that is not what it is named after would spoil
 //! every later checkpoint that has it.
 
-use crate::format::{Checkpoint, FormatError, Manifest, Pack, StoredCheckpoint};
+use crate::format::{Checkpoint, FormatError, Manifest, Pack, StoredCheckpoint, read_working_set};
 use crate::id::{ChunkId, ManifestId, PackId};
 use crate::local::{FileError, Lease, read, sync_directory};
 use crate::read::decompress;
@@ -95,7 +95,7 @@ impl Intake {
         match name {
             Name::Pack(id) => self.has_pack(*id),
             Name::Manifest(id) => self.has_manifest(*id),
-            Name::Mark | Name::Checkpoint(_) => Ok(false),
+            Name::Mark | Name::Checkpoint(_) | Name::WorkingSet(_) => Ok(false),
         }
     }
 
@@ -105,7 +105,7 @@ impl Intake {
         match name {
             Name::Pack(id) => self.pack(*id, file),
             Name::Manifest(id) => self.manifest(*id, file),
-            Name::Mark | Name::Checkpoint(_) => Ok(()),
+            Name::Mark | Name::Checkpoint(_) | Name::WorkingSet(_) => Ok(()),
         }
     }
 
@@ -128,6 +128,14 @@ impl Intake {
     pub(crate) fn manifest(&self, id: ManifestId, file: &[u8]) -> Result<(), IntakeError> {
         Manifest::read(id, file).map_err(|why| IntakeError::format(Name::Manifest(id), why))?;
         Ok(self.lease.place_manifest(id, file)?)
+    }
+
+    /// Takes what says which pages are wanted first, if it is not damaged: nothing depends on it.
+    pub(crate) fn working_set(&self, layer: ManifestId, file: &[u8]) -> Result<(), IntakeError> {
+        match read_working_set(layer, file) {
+            Ok(_) => Ok(self.store.directory.put_working_set(layer, file)?),
+            Err(_) => Ok(()),
+        }
     }
 
     /// Publishes a checkpoint of which everything is here. Durable when this returns. One that is here already, and the

@@ -5,13 +5,14 @@ use crate::id::{ManifestId, PackId};
 use std::fmt;
 use std::str::FromStr;
 
-/// The mark of a store, a pack, a manifest or a checkpoint.
+/// The mark of a store, a pack, a manifest, a checkpoint or a working set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Name {
     Mark,
     Pack(PackId),
     Manifest(ManifestId),
     Checkpoint(String),
+    WorkingSet(ManifestId),
 }
 
 impl fmt::Display for Name {
@@ -20,6 +21,7 @@ impl fmt::Display for Name {
             Self::Mark => f.write_str("store"),
             Self::Pack(id) => write!(f, "packs/{id}"),
             Self::Manifest(id) => write!(f, "manifests/{id}"),
+            Self::WorkingSet(id) => write!(f, "working-sets/{id}"),
             Self::Checkpoint(name) => write!(f, "checkpoints/{name}"),
         }
     }
@@ -36,6 +38,7 @@ impl FromStr for Name {
             None if text == "store" => Ok(Self::Mark),
             Some(("packs", id)) => id.parse().map(Self::Pack).map_err(|_| Unknown),
             Some(("manifests", id)) => id.parse().map(Self::Manifest).map_err(|_| Unknown),
+            Some(("working-sets", id)) => id.parse().map(Self::WorkingSet).map_err(|_| Unknown),
             Some(("checkpoints", name)) => {
                 check_name(name).map_err(|_| Unknown)?;
                 Ok(Self::Checkpoint(name.to_owned()))

@@ -1,7 +1,7 @@
 //! What a checkpoint needs, held until it is sent.
 
 use super::names::Name;
-use crate::format::{Manifest, Pack, StoredCheckpoint};
+use crate::format::{Manifest, Pack, StoredCheckpoint, read_working_set};
 use crate::id::{ManifestId, PackId};
 use crate::local::{Directory, FileError, Held, Lease, StoreLock, read};
 use crate::store::{CheckpointError, Inner, Store};
@@ -71,9 +71,16 @@ impl Outgoing {
         let checked = match name {
             Name::Pack(id) => Pack::read(*id, &bytes).map(drop),
             Name::Manifest(id) => Manifest::read(*id, &bytes).map(drop),
+            Name::WorkingSet(id) => read_working_set(*id, &bytes).map(drop),
             Name::Mark | Name::Checkpoint(_) => Ok(()), // Neither is copied as a file.
         };
         checked.map(|()| bytes).map_err(|why| FileError::format(&path, why))
+    }
+
+    /// The working sets of its layers, as far as there are any that can be used.
+    pub(crate) fn working_sets(&self) -> Vec<(Name, Vec<u8>)> {
+        let names = self.manifests.iter().map(|id| Name::WorkingSet(*id));
+        names.filter_map(|name| self.read(&name).ok().map(|file| (name, file))).collect()
     }
 
     /// The checkpoint's own file, as it is to be sent. `None` where a part does not fit in 32 bits of length.

@@ -55,6 +55,11 @@ impl Bucket {
             .await?;
         let file = outgoing.checkpoint_file().ok_or_else(|| BucketError::TooLarge(checkpoint.to_owned()))?;
         self.put(&top, file).await?;
+        let working_sets = blocking(move || outgoing.working_sets()).await?;
+        for (name, file) in working_sets {
+            // A hint. The checkpoint is there without it.
+            let _ = self.put(&name, file).await;
+        }
         Ok(pushed)
     }
 
