@@ -206,7 +206,7 @@ fn a_flipped_bit_of_a_format_is_damage_of_one_file_and_stops_nothing_else() {
         with_spoilt(&pack, &bad, || {
             let store = Store::open(directory.path()).unwrap();
             assert_eq!(store.sizes().unwrap().len(), 3);
-            assert_eq!(store.collect().unwrap().damaged, [pack.clone()]);
+            assert_eq!(store.collect().unwrap().damaged, std::slice::from_ref(&pack));
             let name = pack.file_name().unwrap().to_str().unwrap().to_owned();
             publish(&store, &name, 50, &numbered(50, 900)).unwrap();
             assert_memory(&store, &name, 50, &numbered(50, 900));

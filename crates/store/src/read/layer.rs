@@ -119,7 +119,10 @@ impl Layer {
     /// collection has just moved it.
     pub fn locate(&self, page: u64) -> Result<Option<Location>, ReadError> {
         let (_, place) = self.find(page)?;
-        let place = place.and_then(|(span, _)| span.chunk).and_then(|chunk| self.store.catalog.find(&chunk));
+        let place = place.and_then(|(span, _)| span.chunk).and_then(|chunk| match &self.origin {
+            Origin::Store { .. } => self.store.catalog.find(&chunk),
+            Origin::Source(source) => source.find(&chunk),
+        });
         Ok(place.map(|Place { pack, entry }| Location { pack, offset: entry.offset, len: entry.stored }))
     }
 

@@ -2,7 +2,7 @@
 
 use crate::format::Manifest;
 use crate::id::{ChunkId, ManifestId};
-use crate::local::Held;
+use crate::local::{Held, Place};
 use std::error::Error;
 use std::sync::Arc;
 
@@ -10,6 +10,9 @@ use std::sync::Arc;
 pub(crate) trait Source: Send + Sync {
     /// A manifest that the checkpoint names.
     fn manifest(&self, id: ManifestId) -> Option<Arc<Manifest>>;
+
+    /// Where a chunk lies there.
+    fn find(&self, chunk: &ChunkId) -> Option<Place>;
 
     /// Brings a chunk into the store, unless it `is_here` when it is this thread's turn. It stays for a while.
     fn fetch(&self, chunk: &ChunkId, is_here: &dyn Fn() -> bool) -> Result<(), Box<dyn Error + Send + Sync>>;

@@ -10,8 +10,11 @@ use common::{Pages, assert_memory, files, numbered, publish, temporary};
 use pando_store::{Bucket, BucketError, OpenCheckpoint, PAGE_BYTES, Store};
 use proxy::{Mood, Proxy};
 use server::Server;
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Pages that do not compress: 3 packs of 2 MiB and a bit.
@@ -42,6 +45,8 @@ fn a_checkpoint_comes_back_equal_and_what_is_there_is_not_sent_again() {
     let mut changed = pages(0);
     changed.insert(7, 999_999);
     publish(&store, "two", PAGES, &changed).unwrap();
+    let layer = store.checkpoint("two").unwrap().memory.unwrap();
+    store.note_working_set(layer, &[3..9, 20..21]).unwrap();
     run(async {
         let first = bucket.push(&store, "one").await.unwrap();
         assert_eq!((first.sent, first.there), (5, 0), "four packs and a manifest: {first:?}");
@@ -54,6 +59,7 @@ fn a_checkpoint_comes_back_equal_and_what_is_there_is_not_sent_again() {
         let other = Store::create(there.path()).unwrap();
         assert_eq!(bucket.pull(&other, "two").await.unwrap().here, 0);
         assert_memory(&other, "two", PAGES, &changed);
+        assert_eq!(other.working_set(layer), Some(vec![3..9, 20..21]));
         assert_eq!(other.checkpoint("two").unwrap(), store.checkpoint("two").unwrap());
         let rest = bucket.pull(&other, "one").await.unwrap();
         assert_eq!((rest.fetched, rest.here), (1, 4), "only the manifest: {rest:?}");
@@ -252,6 +258,71 @@ fn an_object_that_was_changed_is_refused_by_name() {
     );
 }
 
+#[test]
+fn a_pull_that_is_killed_leaves_all_of_a_checkpoint_or_nothing() {
+    let server = Server::start();
+    let bucket = Bucket::new(&server.spec("killed")).unwrap();
+    let (here, there) = (temporary(), temporary());
+    let store = Store::create(here.path()).unwrap();
+    publish(&store, "one", PAGES, &pages(0)).unwrap();
+    run(bucket.push(&store, "one")).unwrap();
+    let other = Store::create(there.path()).unwrap();
+    let (mut random, mut during, mut done) = (0x2545_f491_4f6c_dd1d_u64, 0, 0);
+    for _ in 0..60 {
+        let program = env!("CARGO_BIN_EXE_store-test-writer");
+        let args = ["pull", there.path().to_str().unwrap(), "one", &server.spec("killed").endpoint.unwrap(), "killed"];
+        let mut puller = Command::new(program).args(args).stdout(Stdio::piped()).spawn().unwrap();
+        let mut said = BufReader::new(puller.stdout.take().unwrap());
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        assert_eq!(line, "now pulling\n");
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        std::thread::sleep(Duration::from_micros(random % 150_000));
+        puller.kill().unwrap();
+        puller.wait().unwrap();
+        line.clear();
+        said.read_line(&mut line).unwrap();
+        let was_reported = line == "done one\n";
+        *(if was_reported { &mut done } else { &mut during }) += 1;
+        let listed = other.checkpoints().unwrap();
+        assert!(listed == ["one"] || !was_reported, "it was reported done, and is lost");
+        if listed == ["one"] {
+            assert_memory(&Store::open(there.path()).unwrap(), "one", PAGES, &pages(0));
+            other.remove("one").unwrap();
+        }
+        assert_eq!(other.verify().unwrap().damage, []);
+        other.collect().unwrap();
+    }
+    println!("{during} killed while they pulled, {done} after that");
+    assert!(during > 10, "only {during} of 60 were killed while they pulled");
+}
+
+#[test]
+fn what_no_checkpoint_of_a_bucket_needs_is_deleted_and_nothing_else() {
+    let server = Server::start();
+    let bucket = Bucket::new(&server.spec("swept")).unwrap();
+    let (here, there) = (temporary(), temporary());
+    let store = Store::create(here.path()).unwrap();
+    publish(&store, "one", 500, &numbered(500, 1)).unwrap();
+    publish(&store, "two", 500, &numbered(500, 251)).unwrap();
+    run(async {
+        bucket.push(&store, "one").await.unwrap();
+        let two = bucket.push(&store, "two").await.unwrap();
+        assert_eq!(bucket.collect().await.unwrap(), Default::default(), "everything is needed");
+        bucket.remove("two").await.unwrap();
+        let swept = bucket.collect().await.unwrap();
+        assert_eq!((swept.objects, swept.bytes), (two.sent, two.bytes));
+        let other = Store::create(there.path()).unwrap();
+        bucket.pull(&other, "one").await.unwrap();
+        assert_memory(&other, "one", 500, &numbered(500, 1));
+        server.put("swept/checkpoints/bad", b"nothing");
+        bucket.collect().await.unwrap_err();
+        bucket.push(&store, "two").await.unwrap();
+    });
+}
+
 /// Pages of an attached checkpoint, read without an async runtime around.
 fn assert_attached(open: &OpenCheckpoint, pages: &Pages) {
     let memory = open.memory().unwrap().unwrap();
@@ -279,6 +350,9 @@ fn a_checkpoint_of_a_bucket_is_read_a_pack_at_a_time() {
     let (there, other, open) = attached(&Proxy::before(&server), "lazy", 1 << 30);
     let packs = || files(there.path(), "packs").len();
     assert_eq!(packs(), 0, "nothing is fetched before it is wanted");
+    let memory = open.memory().unwrap().unwrap();
+    let lie_in: BTreeSet<_> = (0..PAGES).map(|at| memory.locate(at).unwrap().unwrap().pack).collect();
+    assert_eq!(lie_in.len(), 4, "where it lies is known");
     let some: Pages = pages(0).into_iter().take(4).collect();
     std::thread::scope(|scope| {
         (0..4).for_each(|_| drop(scope.spawn(|| assert_attached(&open, &some))));
@@ -288,7 +362,7 @@ fn a_checkpoint_of_a_bucket_is_read_a_pack_at_a_time() {
     assert_eq!((packs(), other.checkpoints().unwrap()), (4, vec![]));
     other.collect().unwrap();
     assert_eq!(packs(), 4, "they stay while it is attached");
-    drop(open);
+    drop((open, memory));
     other.collect().unwrap();
     assert_eq!(packs(), 0);
 }

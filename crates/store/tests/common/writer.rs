@@ -4,6 +4,7 @@
 //! store-test-writer churn DIRECTORY NAME TMP  writes, removes and collects until it is killed, and says what it did
 //! store-test-writer collect DIRECTORY NAME TMP   the same, and collects each time
 //! store-test-writer import DIRECTORY NAME TMP    imports what it has written elsewhere, until it is killed
+//! store-test-writer pull DIRECTORY NAME ENDPOINT PREFIX   fetches a checkpoint, and waits to be killed
 //! store-test-writer fill DIRECTORY           writes until that fails, and says why
 //! store-test-writer read DIRECTORY NAME      reads and exports a checkpoint, and says so
 //! store-test-writer hold DIRECTORY NAME      opens a checkpoint, says so, and waits for its standard input to end
@@ -25,6 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["churn", directory, name, _] => churn(Path::new(directory), name, 4),
         ["collect", directory, name, _] => churn(Path::new(directory), name, 1),
         ["import", directory, name, elsewhere] => import(Path::new(directory), name, Path::new(elsewhere)),
+        #[cfg(feature = "bucket")]
+        ["pull", directory, name, endpoint, prefix] => pull(Path::new(directory), name, endpoint, prefix),
         ["fill", directory] => fill(Path::new(directory)),
         ["read", directory, name] => read(Path::new(directory), name),
         ["hold", directory, name] => {
@@ -109,5 +112,22 @@ fn read(directory: &Path, name: &str) -> Result<(), Box<dyn Error>> {
     (0..memory.pages()).try_for_each(|page| memory.read_page(page, &mut bytes).map(drop))?;
     store.export(&[name], std::io::sink())?;
     println!("read {name}");
+    Ok(())
+}
+
+#[cfg(feature = "bucket")]
+fn pull(directory: &Path, name: &str, endpoint: &str, prefix: &str) -> Result<(), Box<dyn Error>> {
+    let variable = |variable: &str| match variable {
+        "AWS_ENDPOINT_URL" => Some(endpoint.to_owned()),
+        "AWS_ACCESS_KEY_ID" | "AWS_SECRET_ACCESS_KEY" => Some("somebody".to_owned()),
+        _ => None,
+    };
+    let spec = pando_store::BucketSpec::new(&format!("s3://pando-test/{prefix}"), variable)?;
+    let (store, bucket) = (Store::open(directory)?, pando_store::Bucket::new(&spec)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    println!("now pulling");
+    runtime.block_on(bucket.pull(&store, name))?;
+    println!("done {name}");
+    std::thread::sleep(std::time::Duration::from_secs(60));
     Ok(())
 }

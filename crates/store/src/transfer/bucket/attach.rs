@@ -6,7 +6,7 @@ use super::objects::Bucket;
 use super::push::blocking;
 use crate::format::{FormatError, Manifest, StoredCheckpoint};
 use crate::id::{ChunkId, ManifestId, PackId};
-use crate::local::{FileError, Lease};
+use crate::local::{FileError, Lease, Place};
 use crate::read::{OpenCheckpoint, Source};
 use crate::store::{Inner, Store};
 use crate::transfer::intake::{Intake, IntakeError};
@@ -27,7 +27,7 @@ struct Attached {
     store: Arc<Inner>,
     bucket: Bucket,
     manifests: HashMap<ManifestId, Arc<Manifest>>,
-    packs: HashMap<ChunkId, PackId>,
+    places: HashMap<ChunkId, Place>,
     /// Who fetches a pack holds its lock, so that it is fetched once.
     turns: Mutex<HashMap<PackId, Arc<Mutex<()>>>>,
     cache: Mutex<Cache>,
@@ -65,17 +65,17 @@ impl Store {
             .map_err(BucketError::Runtime)?;
         // Connections belong to the runtime that made them.
         let bucket = bucket.anew()?;
-        let (stored, manifests, packs) = runtime.block_on(async {
+        let (stored, manifests, places) = runtime.block_on(async {
             let stored = bucket.stored_checkpoint(name).await?;
             let manifests = bucket.manifests(&stored).await?;
-            let packs = bucket.indexes(&stored).await?;
-            Ok::<_, BucketError>((stored, manifests, packs))
+            let places = bucket.places(&stored).await?;
+            Ok::<_, BucketError>((stored, manifests, places))
         })?;
         let missing = manifests
             .values()
             .flat_map(|manifest| manifest.spans())
             .filter_map(|span| span.chunk)
-            .find(|chunk| !packs.contains_key(chunk));
+            .find(|chunk| !places.contains_key(chunk));
         if let Some(chunk) = missing {
             return Err(incomplete(name, format!("chunk {chunk}")));
         }
@@ -83,7 +83,7 @@ impl Store {
             store: self.inner.clone(),
             bucket,
             manifests,
-            packs,
+            places,
             turns: Mutex::default(),
             cache: Mutex::new(Cache { limit: cache_bytes, newer: Fetched::default(), _older: Fetched::default() }),
             runtime: Some(runtime),
@@ -97,8 +97,12 @@ impl Source for Attached {
         self.manifests.get(&id).cloned()
     }
 
+    fn find(&self, chunk: &ChunkId) -> Option<Place> {
+        self.places.get(chunk).copied()
+    }
+
     fn fetch(&self, chunk: &ChunkId, is_here: &dyn Fn() -> bool) -> Result<(), Box<dyn Error + Send + Sync>> {
-        let Some(pack) = self.packs.get(chunk).copied() else { return Ok(()) };
+        let Some(Place { pack, .. }) = self.find(chunk) else { return Ok(()) };
         let turn = lock(&self.turns).entry(pack).or_default().clone();
         let _turn = lock(&turn);
         // Another thread may have fetched it while this one waited.
@@ -183,19 +187,19 @@ impl Bucket {
         Ok(manifests)
     }
 
-    /// In which pack each chunk lies, from the beginnings of all packs.
-    async fn indexes(&self, stored: &StoredCheckpoint) -> Result<HashMap<ChunkId, PackId>, BucketError> {
+    /// Where each chunk lies, from the beginnings of all packs.
+    async fn places(&self, stored: &StoredCheckpoint) -> Result<HashMap<ChunkId, Place>, BucketError> {
         let indexes = stream::iter(stored.packs.iter().copied())
             .map(|id| async move {
                 let index = self.index(id).await?;
                 index.map(|index| (id, index)).ok_or_else(|| incomplete(&stored.checkpoint.name, format!("packs/{id}")))
             })
             .buffer_unordered(AT_ONCE);
-        let packs = indexes.try_fold(HashMap::new(), |mut packs, (id, index)| async move {
-            packs.extend(index.entries.iter().map(|entry| (entry.id, id)));
-            Ok(packs)
+        let places = indexes.try_fold(HashMap::new(), |mut places, (pack, index)| async move {
+            places.extend(index.entries.into_iter().map(|entry| (entry.id, Place { pack, entry })));
+            Ok(places)
         });
-        packs.await
+        places.await
     }
 }
 

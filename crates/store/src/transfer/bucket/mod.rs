@@ -10,8 +10,10 @@ mod error; // what can go wrong, by whose fault
 mod objects; // getting and putting them, patiently
 mod push; // into the bucket
 mod pull; // out of it
+mod collect; // what nobody needs in it
 mod attach; // read from it, a pack at a time
 
+pub use collect::Swept;
 pub use error::BucketError;
 pub use objects::Bucket;
 pub use pull::Pulled;

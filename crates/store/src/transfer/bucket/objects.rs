@@ -78,27 +78,42 @@ impl Bucket {
 
     /// The names of the checkpoints in it, sorted.
     pub async fn checkpoints(&self) -> Result<Vec<String>, BucketError> {
-        let folder = self.folder("checkpoints");
-        let listed: Vec<_> = self
-            .objects
-            .list(Some(&folder))
-            .try_collect()
-            .await
-            .map_err(|error| self.error("list", "checkpoints".to_owned(), error))?;
-        let names = listed.iter().filter_map(|object| object.location.filename()).map(str::to_owned);
-        let mut names: Vec<_> = names.filter(|name| crate::format::check_name(name).is_ok()).collect();
+        let listed = self.list("checkpoints").await?;
+        let mut names: Vec<_> = listed
+            .into_iter()
+            .filter_map(|(name, _)| if let Name::Checkpoint(name) = name { Some(name) } else { None })
+            .collect();
         names.sort_unstable();
         Ok(names)
     }
 
-    /// Removes a checkpoint from it. Its packs and manifests stay: others may need them.
+    /// The objects of a folder, with their lengths. Those of other names are none of ours.
+    pub(super) async fn list(&self, folder: &str) -> Result<Vec<(Name, u64)>, BucketError> {
+        let listed: Vec<_> = self
+            .objects
+            .list(Some(&self.folder(folder)))
+            .try_collect()
+            .await
+            .map_err(|error| self.error("list", folder.to_owned(), error))?;
+        let name = |object: &object_store::ObjectMeta| {
+            format!("{folder}/{}", object.location.filename()?).parse::<Name>().ok()
+        };
+        Ok(listed.iter().filter_map(|object| Some((name(object)?, object.size))).collect())
+    }
+
+    pub(super) async fn delete(&self, name: &Name) -> Result<(), BucketError> {
+        self.objects.delete(&self.path(name)).await.map_err(|error| self.error("remove", name.to_string(), error))
+    }
+
+    /// Removes a checkpoint from it. Its packs and manifests stay until [`Bucket::collect`]:
+    /// others may need them.
     pub async fn remove(&self, checkpoint: &str) -> Result<(), BucketError> {
         crate::format::check_name(checkpoint).map_err(crate::store::CheckpointError::from)?;
         let name = Name::Checkpoint(checkpoint.to_owned());
         if self.size(&name).await?.is_none() {
             return Err(BucketError::Absent { checkpoint: checkpoint.to_owned(), bucket: self.name.clone() });
         }
-        self.objects.delete(&self.path(&name)).await.map_err(|error| self.error("remove", name.to_string(), error))
+        self.delete(&name).await
     }
 
     /// Whether it is a store of a format that is known here; `false` where it is none yet.
