@@ -144,6 +144,28 @@ fn a_checkpoint_that_comes_back_with_the_power_has_what_it_needs() {
 }
 
 #[test]
+fn on_a_full_disk_garbage_goes_and_what_was_not_rewritten_is_told() {
+    let history = History::begin();
+    ["one", "two", "three"].iter().for_each(|name| history.publish(name));
+    history.remove("one");
+    history.remove("two");
+    let not_at_all = history.store.collect_within(0).unwrap();
+    assert!(not_at_all.packs > 0 && not_at_all.compacted == 0 && not_at_all.not_compacted > 0, "{not_at_all:?}");
+    assert_eq!(not_at_all.problem, None);
+    history.publish("four");
+    history.remove("four");
+    history.recorder.set_full(true);
+    let collected = history.store.collect().unwrap();
+    assert!(collected.manifests > 0 && collected.packs > 0 && collected.not_compacted > 0, "{collected:?}");
+    assert!(collected.problem.unwrap().starts_with("cannot write "));
+    history.recorder.set_full(false);
+    let rest = history.store.collect().unwrap();
+    assert!(rest.compacted == collected.not_compacted && rest.not_compacted == 0, "{rest:?}");
+    assert_memory(&history.store, "three", PAGES, &pages("three"));
+    history.cut_everywhere();
+}
+
+#[test]
 fn a_checkpoint_whose_last_sync_fails_is_not_there() {
     let history = History::begin();
     history.publish("one");

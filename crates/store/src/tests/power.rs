@@ -19,6 +19,8 @@ struct Recorded {
     events: Vec<Event>,
     /// Syncs of directories of this name fail.
     broken: Option<&'static str>,
+    /// Nothing can be written.
+    is_full: bool,
 }
 
 /// Whose changes are recorded.
@@ -65,6 +67,10 @@ impl Recorder {
         self.log.lock().unwrap().events.clone()
     }
 
+    pub(crate) fn set_full(&self, is_full: bool) {
+        self.log.lock().unwrap().is_full = is_full;
+    }
+
     /// From now on.
     pub(crate) fn fail_syncs_of(&self, directory: &'static str) {
         self.log.lock().unwrap().broken = Some(directory);
@@ -95,6 +101,9 @@ pub(crate) fn on(what: Change<'_>, make: impl FnOnce() -> io::Result<()>) -> io:
         && log.broken.is_some_and(|broken| path.ends_with(broken))
     {
         return Err(io::Error::other("the disk is gone"));
+    }
+    if log.is_full && matches!(what, Change::Write(..)) {
+        return Err(io::ErrorKind::StorageFull.into());
     }
     if let Change::Write(..) | Change::SyncFile(_) = what {
         assert_nobody_waits(&root);
