@@ -645,7 +645,7 @@ fn a_child_that_begins_to_run_late_stands_still_all_the_same() {
     let script = format!("kill -STOP {0}; sleep {1}; kill -CONT {0}", std::process::id(), away.as_secs());
     let mut stop = Command::new("/bin/sh").args(["-c", &script]).spawn().unwrap();
     wait_until("this process stood still", || began.elapsed() >= away);
-    thread::sleep(Duration::from_millis(500)); // It has seen the time by now.
+    thread::sleep(Duration::from_millis(BARRIER_NOTICE_MS + 500)); // It has seen the time by now, and given its notice.
     assert!(frozen(cgroup.path()), "the time that it was away ended the barrier");
     drop(host);
     thread::sleep(Duration::from_millis(500));
