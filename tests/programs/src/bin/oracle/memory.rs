@@ -2,6 +2,7 @@
 
 use crate::state::{State, seal};
 use rustix::time::{ClockId, clock_gettime};
+use std::env;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::sleep;
 use std::time::Duration;
@@ -9,9 +10,9 @@ use std::time::Duration;
 /// Pages of each writer: one lap.
 const PAGES: u64 = 256;
 const WORDS: usize = 512;
-/// How many times as long as a lap took a writer rests after it. Machines of several CPUs that never rest would leave
-/// nothing of an emulated computer's one CPU to those who fork and ask.
-const REST: u64 = 4;
+/// How many times as long as a lap took a writer rests after it; not at all where nothing is said. Machines of several
+/// CPUs that never rest would leave nothing of a host's one CPU to those who fork and ask.
+const REST: &str = "ORACLE_REST";
 const LONG_LAP_NS: u64 = 5_000_000;
 
 /// A page whose first words say which step wrote it; the last seals them.
@@ -35,6 +36,7 @@ impl Page {
 /// Writes without end.
 pub(crate) fn write(state: &State, writer: usize) -> Result<(), String> {
     let pages: Vec<Page> = (0..PAGES).map(|_| Page([const { AtomicU64::new(0) }; WORDS])).collect();
+    let rest = env::var(REST).ok().and_then(|rest| rest.parse().ok()).unwrap_or(0);
     let mut side = state.side();
     for (step, page) in (0..).zip(&pages) {
         page.write(step, side);
@@ -67,7 +69,7 @@ pub(crate) fn write(state: &State, writer: usize) -> Result<(), String> {
         let took = tick(state, writer, &mut clock);
         state.count_lap(writer);
         // Bounded, because a lap in which the machine stood still was a long one.
-        sleep(Duration::from_nanos(took.min(LONG_LAP_NS) * REST));
+        sleep(Duration::from_nanos(took.min(LONG_LAP_NS) * rest));
         tick(state, writer, &mut clock);
         side = state.side();
     }
