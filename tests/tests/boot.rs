@@ -171,19 +171,19 @@ fn an_elf_kernel_boots_as_well_as_a_compressed_one() {
 fn what_cannot_boot_is_refused_with_one_clear_sentence() {
     let daemon = TestDaemon::shared();
     vm(); // Its image is needed.
-    let refused = |options: &[&str], words: &str| {
+    let refused = |options: &[&str], code: i32, words: &str| {
         let mut args = vec!["run", "--name", "never"];
         args.extend(options);
         args.push(daemon.image());
-        let told = daemon.pando(&args).refused(1);
+        let told = daemon.pando(&args).refused(code);
         assert!(told.contains(words), "{options:?} said: {told}");
         assert!(daemon.vm("never").is_none() || daemon.pando(&["rm", "-f", "never"]).code == 0);
     };
-    refused(&["--memory", "64M"], "67108864 bytes of RAM");
-    refused(&["--kernel", "/no/such/kernel"], "/no/such/kernel");
-    refused(&["--kernel", "/etc/passwd"], "kernel");
-    refused(&["--disk", "1M"], "disk");
-    daemon.pando(&["run", "/no/such/image"]).refused(1);
+    refused(&["--memory", "64M"], 2, "64M is not in 128M to 64G");
+    refused(&["--kernel", "/no/such/kernel"], 3, "/no/such/kernel");
+    refused(&["--kernel", "/etc/passwd"], 1, "kernel");
+    refused(&["--disk", "1M"], 1, "disk");
+    daemon.pando(&["run", "/no/such/image"]).refused(3);
     assert!(daemon.monitors().len() <= daemon.vms().len(), "no monitor is left behind");
 }
 
