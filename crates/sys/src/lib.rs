@@ -14,6 +14,7 @@ mod vcpu_state; // what of it a fork carries over
 mod kick; // stopping a vCPU from another thread
 mod process; // fork(2) and what a child may keep
 mod random; // the agent's: the kernel's random numbers
+mod userfault; // guest RAM that arrives lazily
 pub mod probe; // how fast this computer's KVM is
 
 pub use error::SysError;
@@ -21,6 +22,7 @@ pub use kick::Kicker;
 pub use memory::{HUGE_PAGE, guest_memory, unshare};
 pub use process::{disown_children, fork, is_one_file};
 pub use random::reseed;
+pub use userfault::{Userfault, collapse, give_back};
 pub use vcpu::{Exit, Vcpu};
 pub use vcpu_state::{Tsc, VcpuState};
 pub use vm::{Kvm, Vm};
