@@ -3,6 +3,7 @@
 //! Its own crate because all of it can be tested without KVM.
 
 mod layout; // which guest-physical ranges exist
+pub mod pager; // bringing pages in on first touch
 mod working_set; // what a child of a fork has written
 
 pub use layout::{HIGH_START, LOW_END, LayoutError, MAX_BYTES, MIN_BYTES, MMIO_DEVICE_LEN, MMIO_DEVICES, ram_ranges};

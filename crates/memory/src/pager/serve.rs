@@ -1,0 +1,257 @@
+//! The threads: some for faults, of which one always listens, and some for the rest.
+//!
+//! What a thread does without the lock is: sleep in the kernel, wait for the source, or put pages there. The first two
+//! are as good as standing still; [`hold`](super::Pager::hold) waits for the third, and keeps the lock. So there is no
+//! gate for these threads to stop at.
+
+use super::source::{FetchError, Fetched, PageSource, SourceError, Wanted};
+use super::state::{Phase, State};
+use super::{End, OnEnd, PagerError, Tuning};
+use pando_sys::Userfault;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The pause before a fetch is tried again: at first, and at most, doubling in between.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// How often, per stall limit, somebody looks whether it has passed.
+const LOOKS: u32 = 8;
+
+/// What the threads and the owner share.
+pub(super) struct Shared {
+    pub(super) userfault: Userfault,
+    pub(super) source: Box<dyn PageSource>,
+    pub(super) tuning: Tuning,
+    pub(super) guarded: Mutex<Guarded>,
+    /// A fault is queued, or nobody listens.
+    pub(super) faults: Condvar,
+    /// There may be something to fill.
+    pub(super) fills: Condvar,
+    /// Pages were put there, threads are released, or the phase is another one.
+    pub(super) changed: Condvar,
+    /// Wakes who listens.
+    pub(super) wake: OwnedFd,
+}
+
+/// What the lock guards.
+pub(super) struct Guarded {
+    pub(super) state: State,
+    /// Called with the lock held: at a fork, it is not under way.
+    pub(super) on_end: Option<OnEnd>,
+    /// No more pages may be put there.
+    pub(super) is_held: bool,
+    /// There may be a child that shares pages.
+    pub(super) was_held: bool,
+    /// A fault thread sleeps until a fault comes.
+    pub(super) is_listening: bool,
+    /// Fault threads that have nothing to do.
+    pub(super) idle: u32,
+    /// Nobody has begun to make huge pages.
+    pub(super) is_uncollapsed: bool,
+}
+
+impl Shared {
+    /// Locks, also after a thread panicked with the lock held: a guest that goes on beats one that stops.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Guarded> {
+        self.guarded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The life of a fault thread. One of them listens at any time, and answers no fault that takes the source unless
+    /// another can listen meanwhile: somebody must notice that the source does not answer.
+    pub(super) fn serve_faults(&self) {
+        let (mut fetched, mut pages) = (Fetched::default(), Vec::new());
+        let mut guarded = self.lock();
+        while guarded.state.phase == Phase::Filling {
+            if !guarded.is_listening {
+                guarded.is_listening = true;
+                drop(guarded);
+                pages.clear();
+                self.userfault.wait(self.wake.as_fd(), self.tuning.stall_limit / LOOKS);
+                let read = self.userfault.read_faults(&mut pages);
+                guarded = self.lock();
+                if let Err(error) = read {
+                    self.fail(&mut guarded, PagerError::Kernel(error));
+                }
+                self.take_faults(&mut guarded, &pages);
+                guarded.is_listening = false;
+                if guarded.idle == 0 {
+                    continue;
+                }
+                // One listens; more only where there is more to do.
+                match guarded.state.queued() {
+                    0 | 1 => self.faults.notify_one(),
+                    _ => self.faults.notify_all(),
+                }
+            }
+            let queued = guarded.state.queued();
+            let Some(claimed) = guarded.state.claim_fault(Instant::now()) else {
+                if queued > 0 {
+                    self.fills.notify_all(); // They have waited for those, which came otherwise.
+                }
+                if guarded.is_listening {
+                    guarded.idle += 1;
+                    guarded = wait(&self.faults, guarded);
+                    guarded.idle -= 1;
+                }
+                continue;
+            };
+            drop(guarded);
+            self.bring(claimed, true, &mut fetched);
+            guarded = self.lock();
+        }
+        self.faults.notify_all();
+    }
+
+    /// Answers what needs no source, queues the rest, and sees whether the source still answers.
+    fn take_faults(&self, guarded: &mut Guarded, pages: &[u32]) {
+        let now = Instant::now();
+        for page in pages {
+            if let Some(zeroes) = guarded.state.fault(*page, now) {
+                self.place_zeroes(guarded, [zeroes]);
+            }
+        }
+        if let Some((pages, cause)) = guarded.state.stalled(now, self.tuning.stall_limit) {
+            self.fail(guarded, PagerError::Stalled { pages, limit: self.tuning.stall_limit, cause });
+        }
+    }
+
+    /// The life of a fill thread.
+    pub(super) fn fill(&self) {
+        let mut fetched = Fetched::default();
+        let mut guarded = self.lock();
+        while guarded.state.phase == Phase::Filling {
+            match guarded.state.claim_fill(Instant::now()) {
+                Some(claimed) => {
+                    drop(guarded);
+                    self.bring(claimed, false, &mut fetched);
+                    guarded = self.lock();
+                }
+                None => guarded = wait(&self.fills, guarded),
+            }
+        }
+        drop(guarded);
+        self.collapse();
+    }
+
+    /// Fetches claimed pages and puts them there.
+    fn bring(&self, claimed: Range<u32>, is_urgent: bool, fetched: &mut Fetched) {
+        let wanted = Wanted { pages: claimed, is_urgent };
+        if let Err(error) = self.fetch(&wanted, fetched).and_then(|is_fetched| match is_fetched {
+            true => self.install(&wanted.pages, fetched),
+            false => Ok(()),
+        }) {
+            self.fail(&mut self.lock(), error);
+        }
+    }
+
+    /// Whether there is still somebody who wants the pages.
+    fn fetch(&self, wanted: &Wanted, fetched: &mut Fetched) -> Result<bool, PagerError> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            fetched.begin(wanted.pages.clone());
+            match self.source.fetch(wanted, fetched) {
+                Ok(()) => match fetched.lacking() {
+                    0 => return Ok(true),
+                    lacking => return Err(PagerError::Lacking { pages: wanted.pages.clone(), lacking }),
+                },
+                Err(FetchError::Final(cause)) => {
+                    return Err(PagerError::Lost { pages: wanted.pages.clone(), cause });
+                }
+                Err(FetchError::Transient(cause)) => {
+                    if !self.pause(wanted, cause, pause) {
+                        return Ok(false);
+                    }
+                    pause = LAST_PAUSE.min(pause * 2);
+                }
+            }
+        }
+    }
+
+    /// Waits before a fetch is tried again. Whether it is to be.
+    fn pause(&self, wanted: &Wanted, cause: SourceError, pause: Duration) -> bool {
+        let mut guarded = self.lock();
+        guarded.state.note_trouble(&wanted.pages, cause);
+        let is_filling = |guarded: &mut Guarded| guarded.state.phase == Phase::Filling;
+        let (guarded, timeout) =
+            self.changed.wait_timeout_while(guarded, pause, is_filling).unwrap_or_else(PoisonError::into_inner);
+        drop(guarded);
+        timeout.timed_out()
+    }
+
+    /// Puts there what was fetched, but for what was discarded meanwhile. Zero pages need not be there, only to be known.
+    fn install(&self, claimed: &Range<u32>, fetched: &Fetched) -> Result<(), PagerError> {
+        let mut guarded = self.lock();
+        while guarded.is_held {
+            guarded = wait(&self.changed, guarded);
+        }
+        if guarded.state.phase != Phase::Filling {
+            return Ok(());
+        }
+        let runs = guarded.state.begin_install(claimed);
+        drop(guarded);
+        let data = runs.iter().flat_map(|run| fetched.data_in(run));
+        let copied =
+            data.map(|(first, bytes)| self.userfault.copy(first, bytes)).try_for_each(|copied| copied.map(drop));
+        let mut guarded = self.lock();
+        if let Err(error) = copied {
+            guarded.state.abandon(claimed);
+            self.changed.notify_all();
+            return Err(PagerError::Kernel(error));
+        }
+        let zeroes = guarded.state.settle(claimed, fetched, Instant::now());
+        self.place_zeroes(&mut guarded, zeroes);
+        self.end_if_complete(&mut guarded);
+        self.changed.notify_all();
+        self.fills.notify_all();
+        Ok(())
+    }
+
+    /// Puts zeroes where somebody waits for them.
+    pub(super) fn place_zeroes(&self, guarded: &mut Guarded, runs: impl IntoIterator<Item = Range<u32>>) {
+        for run in runs {
+            if guarded.state.phase != Phase::Filling {
+                return; // Complete: they are zeroes anyway. Failed: nobody is to be woken.
+            }
+            match self.userfault.zero(run.clone()) {
+                Ok(_) => guarded.state.answered(&run, Instant::now()),
+                Err(error) => self.fail(guarded, PagerError::Kernel(error)),
+            }
+        }
+    }
+
+    /// Ends the pager when nothing is missing any more.
+    pub(super) fn end_if_complete(&self, guarded: &mut Guarded) {
+        if guarded.state.phase != Phase::Filling || guarded.state.missing_pages() > 0 {
+            return;
+        }
+        match self.userfault.unregister() {
+            Ok(()) => self.end(guarded, Phase::Complete, End::Complete(guarded.state.stats.clone())),
+            Err(error) => self.fail(guarded, PagerError::Kernel(error)),
+        }
+    }
+
+    /// Ends the pager with pages missing. They stay registered, so who waits for one goes on waiting.
+    fn fail(&self, guarded: &mut Guarded, error: PagerError) {
+        if guarded.state.phase == Phase::Filling {
+            self.end(guarded, Phase::Failed, End::Failed(error));
+        }
+    }
+
+    fn end(&self, guarded: &mut Guarded, phase: Phase, end: End) {
+        guarded.state.phase = phase;
+        self.faults.notify_all();
+        self.fills.notify_all();
+        self.changed.notify_all();
+        // It can only fail where the counter is full, and then it wakes as well.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        if let Some(on_end) = guarded.on_end.take() {
+            on_end(end);
+        }
+    }
+}
+
+pub(super) fn wait<'a>(on: &Condvar, guarded: MutexGuard<'a, Guarded>) -> MutexGuard<'a, Guarded> {
+    on.wait(guarded).unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,349 @@
+//! What is missing, who fetches it, and who waits for it. No thread, no memory, no clock: all of it is told.
+//!
+//! ```text
+//! a page:   missing ──► claimed (being fetched) ──► being put there ──► settled: there, or known to be zero
+//!              │             │                                            ▲
+//!              └─────────────┴────────────── discard ─────────────────────┘
+//! ```
+//!
+//! A page is settled only after it was put there, and is never missing again. So a fault on a settled page is one that
+//! came late, or one on a page that is known to be zero, or that was given back: zeroes are right for all of them.
+
+use super::pages::{PageSet, Runs, range};
+use super::source::{Fetched, PAGE, SourceError, intersection};
+use super::stats::Stats;
+use super::{Spec, Tuning};
+use std::collections::{HashSet, VecDeque};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+/// Pages in a huge page. No run of pages that is fetched reaches across the end of one.
+pub(super) const HUGE: u32 = 512;
+/// So many pages of a huge page must have come with bytes for it to be made one: what is missing of it is memory that
+/// it costs.
+const DENSE: u16 = 448;
+
+/// Where in its life a pager is.
+///
+/// ```text
+/// Filling ──► Complete    every page is settled, nothing is registered any more
+///    └──────► Failed      missing pages stay missing, and who touches them waits for ever
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Filling,
+    Complete,
+    Failed,
+}
+
+/// Why pages are fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    Fault,
+    Expected,
+    Fill,
+}
+
+/// Pages that one thread fetches.
+#[derive(Debug)]
+pub(super) struct Claim {
+    pub(super) pages: Range<u32>,
+    pub(super) why: Why,
+    pub(super) since: Instant,
+    is_installing: bool,
+    /// What went wrong when it was last tried.
+    trouble: Option<SourceError>,
+}
+
+pub(super) struct State {
+    pub(super) phase: Phase,
+    pub(super) stats: Stats,
+    missing: PageSet,
+    /// Settled, and nothing was put there.
+    zeroes: PageSet,
+    /// They do not overlap.
+    claims: Vec<Claim>,
+    /// Pages that somebody waits for and nobody fetches, when last looked at.
+    queue: VecDeque<u32>,
+    waiting: Vec<(u32, Instant)>,
+    expected: VecDeque<Range<u32>>,
+    /// No page before this one is missing and unclaimed, but for what is expected or queued.
+    fill_at: u32,
+    /// Pages that came with bytes, for each huge page.
+    dense: Vec<u16>,
+    recorder: Recorder,
+    around: u32,
+    fill: u32,
+}
+
+impl State {
+    /// `missing`: runs of pages that are all in memory, which ends before page `end`.
+    pub(super) fn new(missing: &[Range<u32>], end: u32, spec: &Spec, chunk_pages: u32) -> Self {
+        let mut set = PageSet::below(end);
+        missing.iter().for_each(|run| set.insert(run.clone()));
+        let Tuning { around_pages, fill_pages, record_pages, .. } = spec.tuning;
+        let window = |pages: u32| pages.max(chunk_pages).clamp(1, HUGE).next_power_of_two();
+        Self {
+            phase: Phase::Filling,
+            stats: Stats::default(),
+            missing: set,
+            zeroes: PageSet::below(end),
+            claims: Vec::new(),
+            queue: VecDeque::new(),
+            waiting: Vec::new(),
+            expected: spec.expected.iter().map(|run| range(*run)).collect(),
+            fill_at: 0,
+            dense: vec![0; end.div_ceil(HUGE) as usize],
+            recorder: Recorder { most: record_pages, ..Default::default() },
+            around: window(around_pages),
+            fill: window(fill_pages),
+        }
+    }
+
+    pub(super) fn missing(&self) -> Runs {
+        self.missing.runs()
+    }
+
+    pub(super) fn missing_pages(&self) -> u32 {
+        self.missing.len()
+    }
+
+    /// Somebody waits for `page`. The zeroes to put there at once, if that is all; else it waits for a claim, there is
+    /// one or it is queued.
+    pub(super) fn fault(&mut self, page: u32, now: Instant) -> Option<Range<u32>> {
+        self.stats.faults += 1;
+        self.waiting.push((page, now));
+        if !self.missing.contains(page) {
+            return Some(self.take_zeroes(page));
+        }
+        self.recorder.add(page);
+        if self.claim_of(page).is_none() {
+            self.queue.push_back(page);
+        }
+        None
+    }
+
+    /// Zeroes to put around a settled page.
+    fn take_zeroes(&mut self, page: u32) -> Range<u32> {
+        let run = match self.zeroes.contains(page) {
+            true => self.zeroes.run_around(page, &window(page, self.around)),
+            false => page..page + 1,
+        };
+        self.zeroes.remove(run.clone());
+        run
+    }
+
+    /// How many pages are waited for that nobody fetches.
+    pub(super) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Claims what somebody waits for, and its neighbours.
+    pub(super) fn claim_fault(&mut self, now: Instant) -> Option<Range<u32>> {
+        while let Some(page) = self.queue.pop_front() {
+            let claimed = self.claim(page, window(page, self.around), Why::Fault, now);
+            if claimed.is_some() {
+                return claimed;
+            }
+        }
+        None
+    }
+
+    /// Claims what is expected, and then, while nobody waits for a fetch, what is missing, from the first page on.
+    pub(super) fn claim_fill(&mut self, now: Instant) -> Option<Range<u32>> {
+        while let Some(run) = self.expected.pop_front() {
+            let Some(page) = self.first_free(run.clone()) else { continue };
+            let rounded = window(run.start, self.around).start..window(run.end - 1, self.around).end;
+            let within = intersection(&rounded, &window(page, self.fill)).unwrap_or(page..page + 1);
+            if within.end < run.end {
+                self.expected.push_front(within.end..run.end);
+            }
+            return self.claim(page, within, Why::Expected, now);
+        }
+        let somebody_waits = self.queued() > 0 || self.claims.iter().any(|claim| claim.why == Why::Fault);
+        if somebody_waits {
+            return None;
+        }
+        let page = self.first_free(self.fill_at..u32::MAX)?;
+        let claimed = self.claim(page, page..window(page, self.fill).end, Why::Fill, now)?;
+        self.fill_at = claimed.end;
+        Some(claimed)
+    }
+
+    /// The first page of `within` that is missing and unclaimed.
+    fn first_free(&self, within: Range<u32>) -> Option<u32> {
+        let mut from = within.start;
+        loop {
+            let page = self.missing.next(from).filter(|page| *page < within.end)?;
+            match self.claim_of(page) {
+                Some(claim) => from = self.claims[claim].pages.end,
+                None => return Some(page),
+            }
+        }
+    }
+
+    /// Claims what is missing and unclaimed of `within`, next to `page` and to each other.
+    fn claim(&mut self, page: u32, mut within: Range<u32>, why: Why, now: Instant) -> Option<Range<u32>> {
+        if !self.missing.contains(page) || self.claim_of(page).is_some() {
+            return None;
+        }
+        for claim in &self.claims {
+            match claim.pages.end <= page {
+                true => within.start = within.start.max(claim.pages.end),
+                false => within.end = within.end.min(claim.pages.start),
+            }
+        }
+        let pages = self.missing.run_around(page, &within);
+        self.stats.fetches += 1;
+        self.claims.push(Claim { pages: pages.clone(), why, since: now, is_installing: false, trouble: None });
+        Some(pages)
+    }
+
+    fn claim_of(&self, page: u32) -> Option<usize> {
+        self.claims.iter().position(|claim| claim.pages.contains(&page))
+    }
+
+    /// Why a fetch is to be tried again.
+    pub(super) fn note_trouble(&mut self, claimed: &Range<u32>, trouble: SourceError) {
+        self.stats.retries += 1;
+        if let Some(at) = self.claim_of(claimed.start) {
+            self.claims[at].trouble = Some(trouble);
+        }
+    }
+
+    /// The oldest claim, if it is older than `limit`: its pages, and its trouble.
+    pub(super) fn stalled(&mut self, now: Instant, limit: Duration) -> Option<(Range<u32>, Option<SourceError>)> {
+        let oldest = self.claims.iter_mut().min_by_key(|claim| claim.since)?;
+        (now.duration_since(oldest.since) > limit).then(|| (oldest.pages.clone(), oldest.trouble.take()))
+    }
+
+    /// Time passed in which nothing could be done.
+    pub(super) fn postpone(&mut self, by: Duration) {
+        self.claims.iter_mut().for_each(|claim| claim.since += by);
+    }
+
+    /// What of a claim is to be put there: what was not discarded meanwhile.
+    pub(super) fn begin_install(&mut self, claimed: &Range<u32>) -> Vec<Range<u32>> {
+        if let Some(at) = self.claim_of(claimed.start) {
+            self.claims[at].is_installing = true;
+        }
+        self.missing.runs_in(claimed.clone()).collect()
+    }
+
+    /// Whether pages are being put there just now.
+    pub(super) fn is_installing(&self) -> bool {
+        self.claims.iter().any(|claim| claim.is_installing)
+    }
+
+    /// Whether pages of `run` are.
+    pub(super) fn is_installing_in(&self, run: &Range<u32>) -> bool {
+        self.claims.iter().any(|claim| claim.is_installing && intersection(&claim.pages, run).is_some())
+    }
+
+    /// The bytes of a claim could not be put there.
+    pub(super) fn abandon(&mut self, claimed: &Range<u32>) {
+        self.claims.retain(|claim| claim.pages != *claimed);
+    }
+
+    /// The bytes of a claim have been put there. The zeroes to put there as
+    /// well: where somebody waits for them, or soon may.
+    pub(super) fn settle(&mut self, claimed: &Range<u32>, fetched: &Fetched, now: Instant) -> Vec<Range<u32>> {
+        let Some(claim) = self.claim_of(claimed.start).map(|at| self.claims.swap_remove(at)) else { return Vec::new() };
+        let still_missing: Vec<_> = self.missing.runs_in(claimed.clone()).collect();
+        let mut wanted = Vec::new();
+        for run in still_missing {
+            for (first, bytes) in fetched.data_in(&run) {
+                self.stats.bytes += bytes.len() as u64;
+                self.dense[(first / HUGE) as usize] += (bytes.len() / PAGE) as u16;
+            }
+            for zeroes in fetched.zeroes_in(&run) {
+                self.stats.zero_pages += zeroes.len() as u64;
+                match claim.why {
+                    Why::Fill => self.zeroes.insert(zeroes),
+                    Why::Fault | Why::Expected => wanted.push(zeroes),
+                }
+            }
+            let pages = match claim.why {
+                Why::Fault => &mut self.stats.faulted_pages,
+                Why::Expected => &mut self.stats.prefetched_pages,
+                Why::Fill => &mut self.stats.filled_pages,
+            };
+            *pages += u64::from(self.missing.remove(run));
+        }
+        self.answer(claimed, wanted, now)
+    }
+
+    /// Makes pages zero that were missing: from now on nothing of them comes from the source. The zeroes that somebody
+    /// waits for.
+    pub(super) fn discard(&mut self, run: &Range<u32>, now: Instant) -> Vec<Range<u32>> {
+        self.stats.discarded_pages += u64::from(self.missing.remove(run.clone()));
+        self.zeroes.insert(run.clone());
+        self.answer(run, Vec::new(), now)
+    }
+
+    /// Those who wait for settled pages of `run`: where bytes were put there they wait no longer. `zeroes`, and those
+    /// that they wait for.
+    fn answer(&mut self, run: &Range<u32>, mut zeroes: Vec<Range<u32>>, now: Instant) -> Vec<Range<u32>> {
+        let settled = |page: &u32| run.contains(page) && !self.missing.contains(*page);
+        let pages: Vec<u32> = self.waiting.iter().map(|(page, _)| *page).filter(settled).collect();
+        for page in pages {
+            match self.zeroes.contains(page) {
+                true => zeroes.push(self.take_zeroes(page)),
+                false if zeroes.iter().any(|run| run.contains(&page)) => {} // Answered together with those.
+                false => self.answered(&(page..page + 1), now),
+            }
+        }
+        zeroes
+    }
+
+    /// Nobody waits for pages of `run` any more.
+    pub(super) fn answered(&mut self, run: &Range<u32>, now: Instant) {
+        let latency = &mut self.stats.latency;
+        self.waiting.retain(|(page, since)| {
+            let goes_on = run.contains(page);
+            if goes_on {
+                latency.add(now.duration_since(*since));
+            }
+            !goes_on
+        });
+    }
+
+    /// The first pages of the huge pages of which nearly all came with bytes.
+    pub(super) fn dense(&self) -> Vec<u32> {
+        let is_dense = |(at, pages): (usize, &u16)| (*pages >= DENSE).then_some(at as u32 * HUGE);
+        self.dense.iter().enumerate().filter_map(is_dense).collect()
+    }
+
+    pub(super) fn recorded(&mut self) -> Runs {
+        std::mem::take(&mut self.recorder).runs
+    }
+}
+
+/// The `pages` pages, a power of two, around `page`.
+fn window(page: u32, pages: u32) -> Range<u32> {
+    let start = page & !(pages - 1);
+    start..start.saturating_add(pages)
+}
+
+/// The pages that were waited for, in that order, up to a limit.
+#[derive(Debug, Default)]
+struct Recorder {
+    runs: Runs,
+    seen: HashSet<u32>,
+    most: u32,
+}
+
+impl Recorder {
+    fn add(&mut self, page: u32) {
+        if self.seen.len() >= self.most as usize || !self.seen.insert(page) {
+            return;
+        }
+        match self.runs.last_mut().filter(|run| run.0 + run.1 == page) {
+            Some(run) => run.1 += 1,
+            None => self.runs.push((page, 1)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
