@@ -83,6 +83,8 @@ impl Userfault {
             // SAFETY: `Whole` is what this request takes. Missing pages of guest memory become what they are without
             // a userfaultfd: zeroes.
             check(unsafe { ioctl(self.fd.as_fd(), UFFDIO_UNREGISTER, &mut range) }, "UFFDIO_UNREGISTER")?;
+            // The kernel has woken who waited, but before it forgot the range: somebody may have begun in between.
+            self.wake(range.start, range.len)?;
         }
         self.is_registered.store(false, Ordering::SeqCst);
         Ok(())

@@ -161,3 +161,22 @@ fn the_device_gives_the_same() {
     let other = File::open("/dev/null").unwrap();
     assert!(Userfault::from_device(other.as_fd(), guest_memory(&[(0, HUGE_PAGE)]).unwrap()).is_err());
 }
+
+/// The kernel wakes those who wait before it forgets the registration. Who began to wait in between would have done so
+/// for ever: seen in one run of ten of the pager's tests.
+#[test]
+fn who_begins_to_wait_at_the_end_is_woken_too() {
+    for turn in 0..2000u64 {
+        let lazy = lazy();
+        let readers = [0, 1, 600].map(|page| reader(&lazy, page));
+        for _ in 0..turn % 40 {
+            thread::yield_now();
+        }
+        lazy.unregister().unwrap();
+        let since = std::time::Instant::now();
+        while !readers.iter().all(JoinHandle::is_finished) {
+            assert!(since.elapsed() < Duration::from_secs(20), "turn {turn}: somebody waits for ever");
+            thread::yield_now();
+        }
+    }
+}
