@@ -7,7 +7,7 @@
 use super::source::{FetchError, Fetched, PageSource, SourceError, Wanted};
 use super::state::{Phase, State};
 use super::{End, OnEnd, PagerError, Tuning};
-use pando_sys::Userfault;
+use pando_sys::{SysError, Userfault};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -180,7 +180,8 @@ impl Shared {
         timeout.timed_out()
     }
 
-    /// Puts there what was fetched, but for what was discarded meanwhile. Zero pages need not be there, only to be known.
+    /// Puts there what was fetched, but for what was discarded meanwhile. Zero pages that nobody wants yet need only be
+    /// known.
     fn install(&self, claimed: &Range<u32>, fetched: &Fetched) -> Result<(), PagerError> {
         let mut guarded = self.lock();
         while guarded.is_held {
@@ -189,13 +190,11 @@ impl Shared {
         if guarded.state.phase != Phase::Filling {
             return Ok(());
         }
-        let runs = guarded.state.begin_install(claimed);
+        let (runs, with_zeroes) = guarded.state.begin_install(claimed);
         drop(guarded);
-        let data = runs.iter().flat_map(|run| fetched.data_in(run));
-        let copied =
-            data.map(|(first, bytes)| self.userfault.copy(first, bytes)).try_for_each(|copied| copied.map(drop));
+        let put = runs.iter().try_for_each(|run| self.put(run, fetched, with_zeroes));
         let mut guarded = self.lock();
-        if let Err(error) = copied {
+        if let Err(error) = put {
             guarded.state.abandon(claimed);
             self.changed.notify_all();
             return Err(PagerError::Kernel(error));
@@ -206,6 +205,14 @@ impl Shared {
         self.changed.notify_all();
         self.fills.notify_all();
         Ok(())
+    }
+
+    /// Zeroes first: putting bytes there wakes those who wait for them, and they may go on to the zeroes.
+    fn put(&self, run: &Range<u32>, fetched: &Fetched, with_zeroes: bool) -> Result<(), SysError> {
+        if with_zeroes {
+            fetched.zeroes_in(run).try_for_each(|zeroes| self.userfault.zero(zeroes).map(drop))?;
+        }
+        fetched.data_in(run).try_for_each(|(first, bytes)| self.userfault.copy(first, bytes).map(drop))
     }
 
     /// Puts zeroes where somebody waits for them.

@@ -78,7 +78,10 @@ impl Fetched {
     /// The next `pages` pages are zeroes.
     pub fn zeroes(&mut self, pages: u32) -> Result<(), TooManyPages> {
         let run = self.next(pages)?;
-        self.parts.push(Part::Zero(run));
+        match self.parts.last_mut() {
+            Some(Part::Zero(last)) => last.end = run.end,
+            _ => self.parts.push(Part::Zero(run)),
+        }
         Ok(())
     }
 
@@ -89,7 +92,10 @@ impl Fetched {
         if self.bytes.len() < to {
             self.bytes.resize(to, 0);
         }
-        self.parts.push(Part::Data(run, from));
+        match self.parts.last_mut() {
+            Some(Part::Data(last, _)) => last.end = run.end,
+            _ => self.parts.push(Part::Data(run, from)),
+        }
         self.used = to;
         Ok(&mut self.bytes[from..to])
     }
@@ -148,13 +154,16 @@ mod tests {
     fn what_was_fetched_is_found_by_page() {
         let mut fetched = Fetched::default();
         fetched.begin(10..16);
-        fetched.data(2).unwrap().fill(1);
-        fetched.zeroes(3).unwrap();
+        fetched.data(1).unwrap().fill(1);
+        fetched.data(1).unwrap().fill(3);
+        fetched.zeroes(2).unwrap();
+        fetched.zeroes(1).unwrap();
         assert_eq!(fetched.lacking(), 1);
         fetched.data(1).unwrap().fill(2);
         assert_eq!(fetched.lacking(), 0);
         let data: Vec<_> = fetched.data_in(&(11..16)).map(|(first, bytes)| (first, bytes.len(), bytes[0])).collect();
-        assert_eq!(data, [(11, PAGE, 1), (15, PAGE, 2)]);
+        assert_eq!(data, [(11, PAGE, 3), (15, PAGE, 2)]);
+        assert_eq!(fetched.data_in(&(0..99)).next().map(|(first, bytes)| (first, bytes.len())), Some((10, 2 * PAGE)));
         assert_eq!(fetched.zeroes_in(&(0..14)).next(), Some(12..14));
         assert_eq!(fetched.zeroes_in(&(15..16)).next(), None);
     }

@@ -222,12 +222,12 @@ impl State {
         self.claims.iter_mut().for_each(|claim| claim.since += by);
     }
 
-    /// What of a claim is to be put there: what was not discarded meanwhile.
-    pub(super) fn begin_install(&mut self, claimed: &Range<u32>) -> Vec<Range<u32>> {
-        if let Some(at) = self.claim_of(claimed.start) {
-            self.claims[at].is_installing = true;
-        }
-        self.missing.runs_in(claimed.clone()).collect()
+    /// What of a claim is to be put there: what was not discarded meanwhile. And whether its zeroes are, too: near a page
+    /// that somebody wants they are soon wanted as well.
+    pub(super) fn begin_install(&mut self, claimed: &Range<u32>) -> (Vec<Range<u32>>, bool) {
+        let Some(at) = self.claim_of(claimed.start) else { return (Vec::new(), false) };
+        self.claims[at].is_installing = true;
+        (self.missing.runs_in(claimed.clone()).collect(), self.claims[at].why != Why::Fill)
     }
 
     /// Whether pages are being put there just now.
@@ -240,17 +240,15 @@ impl State {
         self.claims.iter().any(|claim| claim.is_installing && intersection(&claim.pages, run).is_some())
     }
 
-    /// The bytes of a claim could not be put there.
+    /// A claim could not be put there.
     pub(super) fn abandon(&mut self, claimed: &Range<u32>) {
         self.claims.retain(|claim| claim.pages != *claimed);
     }
 
-    /// The bytes of a claim have been put there. The zeroes to put there as
-    /// well: where somebody waits for them, or soon may.
+    /// A claim has been put there. The zeroes that somebody waits for.
     pub(super) fn settle(&mut self, claimed: &Range<u32>, fetched: &Fetched, now: Instant) -> Vec<Range<u32>> {
         let Some(claim) = self.claim_of(claimed.start).map(|at| self.claims.swap_remove(at)) else { return Vec::new() };
         let still_missing: Vec<_> = self.missing.runs_in(claimed.clone()).collect();
-        let mut wanted = Vec::new();
         for run in still_missing {
             for (first, bytes) in fetched.data_in(&run) {
                 self.stats.bytes += bytes.len() as u64;
@@ -258,9 +256,8 @@ impl State {
             }
             for zeroes in fetched.zeroes_in(&run) {
                 self.stats.zero_pages += zeroes.len() as u64;
-                match claim.why {
-                    Why::Fill => self.zeroes.insert(zeroes),
-                    Why::Fault | Why::Expected => wanted.push(zeroes),
+                if claim.why == Why::Fill {
+                    self.zeroes.insert(zeroes);
                 }
             }
             let pages = match claim.why {
@@ -270,7 +267,7 @@ impl State {
             };
             *pages += u64::from(self.missing.remove(run));
         }
-        self.answer(claimed, wanted, now)
+        self.answer(claimed, now)
     }
 
     /// Makes pages zero that were missing: from now on nothing of them comes from the source. The zeroes that somebody
@@ -278,12 +275,13 @@ impl State {
     pub(super) fn discard(&mut self, run: &Range<u32>, now: Instant) -> Vec<Range<u32>> {
         self.stats.discarded_pages += u64::from(self.missing.remove(run.clone()));
         self.zeroes.insert(run.clone());
-        self.answer(run, Vec::new(), now)
+        self.answer(run, now)
     }
 
-    /// Those who wait for settled pages of `run`: where bytes were put there they wait no longer. `zeroes`, and those
-    /// that they wait for.
-    fn answer(&mut self, run: &Range<u32>, mut zeroes: Vec<Range<u32>>, now: Instant) -> Vec<Range<u32>> {
+    /// Those who wait for settled pages of `run`: where those were put there they wait no longer. The zeroes that the
+    /// others wait for.
+    fn answer(&mut self, run: &Range<u32>, now: Instant) -> Vec<Range<u32>> {
+        let mut zeroes: Vec<Range<u32>> = Vec::new();
         let settled = |page: &u32| run.contains(page) && !self.missing.contains(*page);
         let pages: Vec<u32> = self.waiting.iter().map(|(page, _)| *page).filter(settled).collect();
         for page in pages {

@@ -84,13 +84,17 @@ fn zeroes_are_put_only_where_somebody_waits_for_them() {
 }
 
 #[test]
-fn zeroes_near_a_page_that_is_waited_for_come_along() {
+fn zeroes_near_a_page_that_somebody_wants_come_along() {
     let (mut state, now) = state(&[(64, 1)]);
     state.fault(2, now);
-    let claimed = state.claim_fault(now).unwrap();
-    assert_eq!(bring(&mut state, &claimed, 8, now).as_slice(), std::slice::from_ref(&(8..16)));
-    let claimed = state.claim_fill(now).unwrap();
-    assert_eq!(bring(&mut state, &claimed, 64, now).as_slice(), std::slice::from_ref(&(64..80)));
+    for zeroes_come in [true, true, false] {
+        let claimed = state.claim_fault(now).or_else(|| state.claim_fill(now)).unwrap();
+        assert_eq!(state.begin_install(&claimed).1, zeroes_come);
+        assert_eq!(state.settle(&claimed, &fetched(&claimed, 0), now), []);
+    }
+    assert_eq!(state.fault(2, now), Some(2..3), "late");
+    assert_eq!(state.fault(65, now), Some(65..66), "late");
+    assert_eq!(state.fault(17, now), Some(16..32), "known to be zero");
 }
 
 #[test]
@@ -100,7 +104,7 @@ fn what_is_discarded_does_not_come_however_far_it_is_on_its_way() {
     let claimed = state.claim_fill(now).unwrap();
     assert_eq!(claimed, 0..8, "never asked for");
     assert_eq!(state.discard(&(2..4), now), []);
-    assert_eq!(state.begin_install(&claimed), [0..2, 4..8], "asked for, not put there");
+    assert_eq!(state.begin_install(&claimed).0, [0..2, 4..8], "asked for, not put there");
     assert!(state.is_installing_in(&(4..5)) && !state.is_installing_in(&(8..9)));
     assert_eq!(state.discard(&(4..5), now), []);
     state.settle(&claimed, &fetched(&claimed, u32::MAX), now);
