@@ -73,25 +73,43 @@ fn registers_and_memory_of_every_child_are_of_one_instant() {
 }
 
 #[test]
-fn a_child_of_a_child_of_a_child_lives_when_its_ancestors_are_gone() {
-    let Some(first) = boot(&Toy::walking(16), MEMORY) else { return };
-    laps(&first, 2);
-    let mut line = vec![first];
-    for _ in 0..4 {
-        let (_, mut forked) = line.last().unwrap().fork(1).unwrap();
-        let child = forked.remove(0).monitor;
-        child.console_of(2, LIMIT).unwrap();
-        line.push(child);
-    }
-    // The middle one first, then the eldest: no order matters.
-    for dies in [2, 0, 1, 0] {
-        drop(line.remove(dies));
-        for lives in &line {
-            let before = lives.console().unwrap().len();
-            lives.console_of(before + 2, LIMIT).unwrap();
+fn a_line_of_forks_lives_on_in_whichever_order_its_ancestors_die() {
+    for order in orders(4) {
+        let Some(first) = boot(&Toy::walking(16), MEMORY) else { return };
+        laps(&first, 2);
+        let mut line = vec![Some(first)];
+        for _ in 1..order.len() {
+            let (_, mut forked) = line.last().unwrap().as_ref().unwrap().fork(1).unwrap();
+            let child = forked.remove(0).monitor;
+            child.console_of(2, LIMIT).unwrap(); // It has written to its memory before it is forked.
+            line.push(Some(child));
         }
+        let (last, dying) = order.split_last().unwrap();
+        for &dies in dying {
+            drop(line[dies].take());
+            for lives in line.iter().flatten() {
+                let before = lives.console().unwrap().len();
+                lives.console_of(before + 2, LIMIT).unwrap();
+            }
+        }
+        let console = line[*last].as_ref().unwrap().console().unwrap();
+        assert_unbroken(&console[usize::from(*last == 0)..]); // Only the first was booted, and said so.
     }
-    assert_unbroken(&line[0].console().unwrap());
+}
+
+/// Every order of `count` things.
+fn orders(count: usize) -> Vec<Vec<usize>> {
+    if count == 0 {
+        return vec![Vec::new()];
+    }
+    let longer = |order: Vec<usize>| {
+        (0..count).map(move |at| {
+            let mut order = order.clone();
+            order.insert(at, count - 1);
+            order
+        })
+    };
+    orders(count - 1).into_iter().flat_map(longer).collect()
 }
 
 #[test]
