@@ -46,7 +46,7 @@ fn a_command_has_its_streams_its_status_its_folder_and_kvm() {
     }
     if std::env::var_os(AGAIN).is_some() {
         let folder = tempfile::tempdir().unwrap();
-        let script = "test -w /dev/kvm && test $(cut -d' ' -f5 /proc/self/stat) -gt 0 && echo \"to out, $TOLD\"; echo to err >&2; echo kept >file; exit 17";
+        let script = "test -w /dev/kvm && test $(cut -d' ' -f5 /proc/self/stat) -gt 0 && echo \"to out, $TOLD\" >/dev/stdout; test -e /dev/fd/0; echo to err >&2; echo kept >file; exit 17";
         let outcome = run(&spec(folder.path(), script));
         assert_eq!(outcome, Outcome::Exited(17));
         assert_eq!(fs::read_to_string(folder.path().join("file")).unwrap(), "kept\n");

@@ -15,6 +15,9 @@ modules() {
   [ -d "$2" ] && $b mkdir -p "/lib/modules/$1" && $b mount --bind "$2" "/lib/modules/$1"
 }
 $b mkdir -p /dev/shm /dev/pts
+# Which the kernel does not make: `<(...)` of a shell opens them.
+$b ln -s /proc/self/fd /dev/fd
+for stream in 0:stdin 1:stdout 2:stderr; do $b ln -s "fd/${stream%%:*}" "/dev/${stream#*:}"; done
 $b mount -t tmpfs -o mode=1777 tmpfs /dev/shm
 $b mount -t devpts -o mode=620,ptmxmode=666 devpts /dev/pts
 $b mount -t cgroup2 cgroup2 /sys/fs/cgroup && echo "+cpu +memory +pids" >/sys/fs/cgroup/cgroup.subtree_control
