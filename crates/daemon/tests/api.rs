@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
-use support::{Daemon, eventually, read};
+use support::{Daemon, ask, eventually, read};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -47,6 +47,7 @@ async fn every_route_of_the_document_is_served_and_no_other() {
         for (method, operation) in methods.as_object().unwrap() {
             documented.insert(format!("{} {path}", method.to_uppercase()));
             assert!(operation["summary"].is_string(), "{method} {path} says what it is for");
+            assert!(operation["responses"]["401"].is_object(), "{method} {path} says that TCP wants a token");
         }
     }
     assert_eq!(documented, ROUTES.map(str::to_owned).into());
@@ -97,8 +98,7 @@ async fn on_tcp_only_the_token_opens() {
         if let Some(header) = header {
             request = request.header("authorization", header);
         }
-        let response = sender.send_request(request.body(Full::<hyper::body::Bytes>::default()).unwrap()).await.unwrap();
-        let (status, body) = read(response).await;
+        let (status, body) = read(ask(&mut sender, request.body(Full::default()).unwrap()).await).await;
         assert_eq!(status, expected, "{body}");
         if expected == 401 {
             assert_eq!(body, json!({"error": "a valid bearer token is needed"}));
@@ -135,7 +135,7 @@ async fn an_upgraded_connection_reaches_the_agent() {
         .header("upgrade", "pando-agent")
         .body(Full::default())
         .unwrap();
-    let response = daemon.connect().await.send_request(request).await.unwrap();
+    let response = ask(&mut daemon.connect().await, request).await;
     assert_eq!(response.status(), 101);
     let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
     stream.write_all(&frame::encode(&agent::Request::Ping).unwrap()).await.unwrap();

@@ -10,7 +10,7 @@ use pando_wire::control::VERSION;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-use support::{Daemon, eventually, exists, read, signal, signal_kill};
+use support::{Daemon, ask, eventually, exists, read, signal, signal_kill};
 use tokio::net::UnixStream;
 
 #[tokio::test]
@@ -126,7 +126,7 @@ async fn a_request_that_goes_on_when_the_daemon_is_told_to_end_is_answered_and_t
     daemon.run("sluggish").await; // It powers off two seconds after it was asked to.
     let mut client = daemon.connect().await;
     let request = Request::post("/vms/sluggish/stop?timeout_ms=20000").header("host", "pando").body(Full::default());
-    let asked = tokio::spawn(async move { read(client.send_request(request.unwrap()).await.unwrap()).await });
+    let asked = tokio::spawn(async move { read(ask(&mut client, request.unwrap()).await).await });
     tokio::time::sleep(Duration::from_millis(500)).await;
 
     let (begun, config) = (Instant::now(), daemon.config.clone());

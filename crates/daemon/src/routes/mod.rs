@@ -2,6 +2,7 @@
 //! said once, in `error.rs`.
 
 mod agent; // a connection to a guest
+mod answers; // what any route may answer
 mod body; // what comes in
 mod error; // what goes wrong
 mod events; // what happened, as a stream
@@ -25,9 +26,17 @@ struct Document;
 
 /// Every route that a daemon serves.
 fn all() -> OpenApiRouter<Fleet> {
-    OpenApiRouter::with_openapi(Document::openapi())
+    let mut all = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(meta::version))
         .routes(routes!(meta::document))
+        .merge(of_fleet());
+    answers::add_unauthorized(all.get_openapi_mut());
+    all
+}
+
+/// Those that ask the fleet.
+fn of_fleet() -> OpenApiRouter<Fleet> {
+    let mut routes = OpenApiRouter::new()
         .routes(routes!(images::list, images::import))
         .routes(routes!(images::remove))
         .routes(routes!(vms::list, vms::run))
@@ -41,7 +50,9 @@ fn all() -> OpenApiRouter<Fleet> {
         .routes(routes!(vms::exec))
         .routes(routes!(vms::logs))
         .routes(routes!(agent::connect))
-        .routes(routes!(events::list))
+        .routes(routes!(events::list));
+    answers::add_failures(routes.get_openapi_mut());
+    routes
 }
 
 /// The routes, ready to be served, and the document that describes them.

@@ -1,4 +1,4 @@
-//! A daemon to test: its own directories, the fake monitor, and a client.
+//! A daemon to test: its own directories, the fake monitor, and a client that holds every answer against the document.
 
 #![allow(dead_code, reason = "not every test file uses all of it")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests, which fail where these do")]
@@ -12,6 +12,7 @@ use pando_daemon::{Config, ServeError, serve_until};
 use pando_wire::api::{ForkReport, Vm};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
@@ -80,7 +81,7 @@ impl Daemon {
     pub(crate) async fn send(&self, method: Method, path: &str, body: Bytes) -> Response<Incoming> {
         let request =
             Request::builder().method(method).uri(path).header("host", "pando").body(Full::new(body)).unwrap();
-        self.connect().await.send_request(request).await.unwrap()
+        ask(&mut self.connect().await, request).await
     }
 
     /// Asks a daemon that may be killed meanwhile. Whether there was an answer.
@@ -89,8 +90,9 @@ impl Daemon {
         let Ok((mut sender, connection)) = handshake(TokioIo::new(stream)).await else { return false };
         tokio::spawn(connection);
         let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
-        let request = Request::builder().method(method).uri(path).header("host", "pando").body(Full::new(body));
-        sender.send_request(request.unwrap()).await.is_ok()
+        let request = Request::builder().method(method.clone()).uri(path).header("host", "pando").body(Full::new(body));
+        let answer = sender.send_request(request.unwrap()).await;
+        answer.inspect(|answer| assert_documented(&method, path, answer.status())).is_ok()
     }
 
     pub(crate) async fn call(&self, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
@@ -217,6 +219,34 @@ pub(crate) fn config(dir: &Path) -> Config {
         monitor,
         kvm: "/dev/null".into(),
     }
+}
+
+/// Sends `request`; the answer is one that the document has.
+pub(crate) async fn ask(sender: &mut SendRequest<Full<Bytes>>, request: Request<Full<Bytes>>) -> Response<Incoming> {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let response = sender.send_request(request).await.unwrap();
+    assert_documented(&method, &path, response.status());
+    response
+}
+
+/// That the document says of this route that it may answer so. Of what is no route it says nothing.
+#[track_caller]
+fn assert_documented(method: &Method, path: &str, status: StatusCode) {
+    static PATHS: LazyLock<Value> =
+        LazyLock::new(|| serde_json::to_value(pando_daemon::openapi()).unwrap()["paths"].take());
+    let path = path.split('?').next().unwrap();
+    let is_of = |route: &str| {
+        let (route, path) = (route.split('/'), path.split('/'));
+        route.clone().count() == path.clone().count() && route.zip(path).all(|(a, b)| a == b || a.starts_with('{'))
+    };
+    let paths = PATHS.as_object().unwrap();
+    let operations = paths.iter().find(|(route, _)| is_of(route)).map(|(_, operations)| operations);
+    let operation = operations.and_then(|operations| operations.get(method.as_str().to_lowercase()));
+    let is_there = match operation {
+        Some(operation) => operation["responses"].get(status.as_str()).is_some(),
+        None => status == if operations.is_some() { 405 } else { 404 },
+    };
+    assert!(is_there, "the document does not say that {method} {path} may be answered with {status}");
 }
 
 pub(crate) async fn read(response: Response<Incoming>) -> (StatusCode, Value) {
