@@ -222,22 +222,48 @@ async fn disks_are_kept_when_their_database_is_lost() {
 }
 
 #[tokio::test]
-async fn a_monitor_of_another_version_is_named_and_left_alone() {
+async fn a_vm_of_another_build_is_shown_and_left_alone_and_the_others_are_adopted() {
+    // The daemon used to refuse to start.
     let mut daemon = Daemon::start().await;
-    let vm = daemon.run("newer").await;
+    let (vm, other) = (daemon.run("newer").await, daemon.run("base").await);
     daemon.stop().await;
-    let ready = std::future::ready(());
-    let error = serve_until(daemon.config.clone(), ready).await.unwrap_err();
-    let mut causes = vec![error.to_string()];
-    let mut cause = std::error::Error::source(&error);
-    while let Some(error) = cause {
-        causes.push(error.to_string());
-        cause = error.source();
+    daemon.start_again().await;
+
+    let why = format!(
+        "newer belongs to another build of pando: its monitor speaks version 99 of the control protocol, and this daemon \
+         version {VERSION}"
+    );
+    let shown = daemon.vm("newer").await;
+    assert_eq!((shown.state, shown.pid, shown.ending.as_ref()), (State::Running, vm.pid, Some(&why)));
+    let (_, all) = daemon.get("/vms").await;
+    let endings: Vec<_> = all.as_array().unwrap().iter().map(|vm| &vm["ending"]).collect();
+    assert_eq!(endings, [&json!(why), &Value::Null]);
+    assert_eq!(daemon.get("/vms/newer/logs").await.1, "booted newer\n");
+
+    let refused = (409.try_into().unwrap(), json!({"error": why}));
+    for (action, body) in [
+        ("pause", Value::Null),
+        ("resume", Value::Null),
+        ("start", Value::Null),
+        ("stop", Value::Null),
+        ("kill", Value::Null),
+        ("fork", json!({"children": [{}]})),
+        ("exec", json!({"argv": ["echo"]})),
+    ] {
+        for name in ["newer", &vm.id] {
+            assert_eq!(daemon.post(&format!("/vms/{name}/{action}"), body.clone()).await, refused, "{action}");
+        }
     }
-    let words = causes.join(": ");
-    let versions = format!("version {} of the control protocol, and this daemon version {VERSION}", VERSION + 1);
-    assert!(words.contains("newer") && words.contains(&versions), "{words}");
-    let pid = vm.pid.unwrap();
-    assert!(exists(pid));
-    signal_kill(pid); // The daemon that it belongs to will not come.
+    assert_eq!(daemon.delete("/vms/newer").await, refused);
+    assert_eq!(daemon.delete("/vms/newer?force=true").await, refused);
+    assert!(exists(vm.pid.unwrap()) && daemon.layer(&vm.id).join("data").exists() && daemon.sockets(&vm.id).exists());
+
+    assert_eq!(daemon.vm("base").await.pid, other.pid);
+    let (status, report) = daemon.post("/vms/base/exec", json!({"argv": ["echo", "alive"]})).await;
+    assert_eq!((status.as_u16(), &report["stdout"]), (200, &json!("alive\n")));
+
+    signal_kill(vm.pid.unwrap());
+    eventually("its end is seen", async || daemon.vm("newer").await.state == State::Stopped).await;
+    let (status, started) = daemon.post("/vms/newer/start", Value::Null).await;
+    assert_eq!((status.as_u16(), &started["state"], &started["ending"]), (200, &json!("running"), &Value::Null));
 }

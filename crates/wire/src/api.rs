@@ -132,7 +132,7 @@ pub struct Vm {
     pub name: String,
     /// Where in its life it is.
     pub state: State,
-    /// Why it stopped, when it did.
+    /// Why it stopped, when it did; while it runs, why nothing can be asked of it, when that is so.
     pub ending: Option<String>,
     /// The id of the VM that it was forked from, also after that one was removed.
     pub parent: Option<String>,

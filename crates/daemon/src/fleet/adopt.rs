@@ -58,16 +58,20 @@ impl Fleet {
         join_all(running.map(|record| self.settle(record))).await.into_iter().collect()
     }
 
-    /// Finds out about one VM, now or, where its monitor does not answer, in the background.
+    /// Finds out about one VM, now or, where its monitor does not answer or is of another build, in the background.
     async fn settle(&self, record: Record) -> Result<(), FleetError> {
         if !self.adopt_vm(&record).await? {
-            tracing::warn!(vm = record.id, name = record.name, "its monitor does not answer; it is asked again");
+            tracing::warn!(
+                vm = record.id,
+                name = record.name,
+                "it cannot be taken over yet; its monitor is asked again"
+            );
             tokio::spawn(self.clone().ask_again(record.id));
         }
         Ok(())
     }
 
-    /// Asks the monitor of VM `id` until it answers, or until that no longer matters.
+    /// Asks the monitor of VM `id` until it answers in our language, or until that no longer matters.
     async fn ask_again(self, id: String) {
         let mut closing = self.0.closing.clone();
         let mut pause = PAUSES.0;
@@ -101,8 +105,11 @@ impl Fleet {
                 self.0.supervisor.end_unknown(id).await;
                 return self.put_away(record).await;
             }
-            Found::Foreign(source) => {
-                return Err(FleetError::Monitor { name: record.name.clone(), wanted: "take over", source });
+            Found::Foreign(version) => {
+                if self.0.foreign.note(id, version) {
+                    tracing::warn!(vm = id, name = record.name, version, "another build's monitor is left alone");
+                }
+                return Ok(false);
             }
             Found::Alive(status) => status,
         };
@@ -133,6 +140,7 @@ impl Fleet {
             tracing::error!(vm = id, %error, "its monitor cannot be ended");
             return Ok(false);
         }
+        self.0.foreign.forget(id);
         if record.state == State::Starting && !self.0.db.has_run(id).await? && !files::has_disk(&self.0.paths, id) {
             tracing::info!(vm = id, name = record.name, "it never came to life and is removed");
             self.erase(record).await?;
@@ -168,7 +176,7 @@ impl Fleet {
         };
         match timeout(STATUS_LIMIT, asked).await {
             Ok(Ok(found)) => found,
-            Ok(Err(error @ MonitorError::Version(_))) => Found::Foreign(error),
+            Ok(Err(MonitorError::Version(version))) => Found::Foreign(version),
             Ok(Err(_)) | Err(_) => Found::Silent,
         }
     }
@@ -207,8 +215,8 @@ enum Found {
     Gone,
     /// It is there, and does not answer in time.
     Silent,
-    /// It is of another version, and left alone: the daemon that it belongs to can take it over.
-    Foreign(MonitorError),
+    /// It speaks this other version, and is left alone: the daemon that it belongs to can take it over.
+    Foreign(u32),
 }
 
 /// The entries of `dir` that are not in `known`.

@@ -5,6 +5,7 @@ use crate::db::{DbError, state_name};
 use crate::monitor::MonitorError;
 use pando_guest::import::ImportError;
 use pando_wire::api::State;
+use pando_wire::control::VERSION;
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
@@ -34,6 +35,17 @@ pub(crate) enum FleetError {
         is: State,
         /// What was asked, as an infinitive.
         wanted: &'static str,
+    },
+    /// The VM's monitor is of another build.
+    #[error(
+        "{name} belongs to another build of pando: its monitor speaks version {version} of the control protocol, and \
+         this daemon version {VERSION}"
+    )]
+    Foreign {
+        /// Which VM.
+        name: String,
+        /// What its monitor speaks.
+        version: u32,
     },
     /// A VM needs the image.
     #[error("image {digest} is in use by {vm}")]

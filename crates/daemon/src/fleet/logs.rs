@@ -31,7 +31,7 @@ impl Fleet {
         name: &str,
         follow: bool,
     ) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + use<>, FleetError> {
-        let record = self.find(name).await?;
+        let record = self.look_up(name).await?;
         let path = self.0.paths.console(&record.id);
         let file = open(&path).await.map_err(cannot(format!("open {}", path.display())))?;
         let (fleet, id) = (self.clone(), record.id);

@@ -8,6 +8,7 @@ mod boot; // from nothing, or from a stopped VM's disk, to an agent that answers
 mod error; // what can be wrong
 mod exec; // running a program in a VM
 mod files; // the files that a monitor is handed
+mod foreign; // VMs of another build
 mod fork; // one VM becomes many
 mod guest; // kernel and initramfs
 mod launch; // a monitor is told what to be
@@ -27,6 +28,7 @@ use crate::images::{Incoming, import_stream};
 use crate::paths::Paths;
 use crate::supervisor::Supervisor;
 use crate::usage;
+use foreign::Foreign;
 use guest::Guests;
 use learn::Lessons;
 use pando_wire::api::{Event, Image, State, Vm};
@@ -56,6 +58,7 @@ struct Inner {
     guests: Guests,
     turns: Turns,
     lessons: Lessons,
+    foreign: Foreign,
     shutdown: watch::Receiver<bool>,
     closing: watch::Receiver<bool>,
 }
@@ -79,6 +82,7 @@ impl Fleet {
             guests: Guests::default(),
             turns: Turns::default(),
             lessons: Lessons::default(),
+            foreign: Foreign::default(),
             shutdown,
             closing,
         }))
@@ -86,12 +90,12 @@ impl Fleet {
 
     /// Every VM, oldest first.
     pub(crate) async fn list(&self) -> Result<Vec<Vm>, FleetError> {
-        Ok(self.0.db.vms().await?.into_iter().map(Record::into_api).collect())
+        Ok(self.0.db.vms().await?.into_iter().map(|record| self.0.foreign.show(record)).collect())
     }
 
     /// One VM, by name or id, with what its memory costs.
     pub(crate) async fn get(&self, name: &str) -> Result<Vm, FleetError> {
-        let mut vm = self.find(name).await?.into_api();
+        let mut vm = self.0.foreign.show(self.look_up(name).await?);
         if let Some(live) = self.0.supervisor.live(&vm.id) {
             let pid = live.pid();
             // It may end meanwhile, and then it costs nothing.
@@ -160,8 +164,14 @@ impl Fleet {
         Ok((stream, record.id))
     }
 
-    /// The VM of this name or id.
+    /// The VM of this name or id, to do something with it.
     async fn find(&self, name: &str) -> Result<Record, FleetError> {
+        let record = self.look_up(name).await?;
+        self.0.foreign.check(&record).map(|()| record)
+    }
+
+    /// The VM of this name or id, to look at it.
+    async fn look_up(&self, name: &str) -> Result<Record, FleetError> {
         self.0.db.vm(name).await?.ok_or_else(|| FleetError::NoSuchVm(name.to_owned()))
     }
 

@@ -23,7 +23,7 @@ const PROTOCOL: &str = "pando-agent";
         (status = 101, description = "From here on bytes go to and from the agent"),
         (status = 400, body = Error, description = "The request does not ask for the upgrade"),
         (status = 404, body = Error, description = "There is no such VM"),
-        (status = 409, body = Error, description = "It does not run"),
+        (status = 409, body = Error, description = "It does not run, or belongs to another build"),
         (status = 503, body = Error, description = "The agent does not answer"),
     )
 )]

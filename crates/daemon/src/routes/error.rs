@@ -50,6 +50,7 @@ impl From<FleetError> for Failure {
             FleetError::NoSuchVm(_) | FleetError::NoSuchImage(_) | FleetError::NoSuchKernel(_) => StatusCode::NOT_FOUND,
             FleetError::NameTaken(_)
             | FleetError::State { .. }
+            | FleetError::Foreign { .. }
             | FleetError::ImageInUse { .. }
             | FleetError::TooDeep { .. } => StatusCode::CONFLICT,
             FleetError::Invalid(_) | FleetError::NoImage(_) | FleetError::Guest { .. } => StatusCode::BAD_REQUEST,

@@ -67,7 +67,7 @@ pub(super) struct RemoveOptions {
     responses(
         (status = 204, description = "It is gone"),
         (status = 404, body = Error, description = "There is no such VM"),
-        (status = 409, body = Error, description = "It runs"),
+        (status = 409, body = Error, description = "It runs, or belongs to another build"),
     )
 )]
 pub(super) async fn remove(
@@ -89,7 +89,7 @@ pub(super) async fn remove(
         (status = 200, body = ForkReport),
         (status = 400, body = Error, description = "There are no children in it, or too many"),
         (status = 404, body = Error, description = "There is no such VM"),
-        (status = 409, body = Error, description = "It neither runs nor is paused, or the tree would be too deep"),
+        (status = 409, body = Error, description = "It neither runs nor is paused, belongs to another build, or is too deep in its tree"),
         (status = 500, body = Error, description = "The monitor cannot fork; it goes on as it was"),
         (status = 503, body = Error, description = "There is no room for so many children"),
     )
@@ -110,7 +110,7 @@ pub(super) async fn fork(
     responses(
         (status = 200, body = Vm),
         (status = 404, body = Error, description = "There is no such VM"),
-        (status = 409, body = Error, description = "It does not run"),
+        (status = 409, body = Error, description = "It does not run, or belongs to another build"),
     )
 )]
 pub(super) async fn pause(State(fleet): State<Fleet>, Name(name): Name) -> Result<Json<Vm>, Failure> {
@@ -125,7 +125,7 @@ pub(super) async fn pause(State(fleet): State<Fleet>, Name(name): Name) -> Resul
     responses(
         (status = 200, body = Vm),
         (status = 404, body = Error, description = "There is no such VM"),
-        (status = 409, body = Error, description = "It is not paused"),
+        (status = 409, body = Error, description = "It is not paused, or belongs to another build"),
     )
 )]
 pub(super) async fn resume(State(fleet): State<Fleet>, Name(name): Name) -> Result<Json<Vm>, Failure> {
@@ -140,7 +140,7 @@ pub(super) async fn resume(State(fleet): State<Fleet>, Name(name): Name) -> Resu
     responses(
         (status = 200, body = Vm),
         (status = 404, body = Error, description = "There is no such VM"),
-        (status = 409, body = Error, description = "It is not stopped"),
+        (status = 409, body = Error, description = "It is not stopped, or belongs to another build"),
         (status = 500, body = Error, description = "It does not boot; the causes end in the last lines of its console"),
         (status = 503, body = Error, description = "There is no KVM, or no memory"),
     )
@@ -170,7 +170,7 @@ fn ten_seconds() -> u64 {
     responses(
         (status = 200, body = Vm),
         (status = 404, body = Error, description = "There is no such VM"),
-        (status = 409, body = Error, description = "It does not run"),
+        (status = 409, body = Error, description = "It does not run, or belongs to another build"),
     )
 )]
 pub(super) async fn stop(
@@ -190,7 +190,7 @@ pub(super) async fn stop(
     responses(
         (status = 200, body = Vm),
         (status = 404, body = Error, description = "There is no such VM"),
-        (status = 409, body = Error, description = "It does not run"),
+        (status = 409, body = Error, description = "It does not run, or belongs to another build"),
     )
 )]
 pub(super) async fn kill(State(fleet): State<Fleet>, Name(name): Name) -> Result<Json<Vm>, Failure> {
@@ -208,7 +208,7 @@ pub(super) async fn kill(State(fleet): State<Fleet>, Name(name): Name) -> Result
         (status = 200, body = ExecReport),
         (status = 400, body = Error, description = "There is no such program, or it cannot be run so"),
         (status = 404, body = Error, description = "There is no such VM"),
-        (status = 409, body = Error, description = "It does not run"),
+        (status = 409, body = Error, description = "It does not run, or belongs to another build"),
         (status = 503, body = Error, description = "The agent does not answer"),
         (status = 504, body = Error, description = "The program took too long and was killed"),
     )
