@@ -27,7 +27,7 @@ pub mod setting {
     /// The daemon's cache folder, a kernel in it.
     pub const CACHE: &str = "PANDO_CACHE_DIR";
     /// A `pando` that seals the disk of a parent after it went on: the fault that the oracle must notice.
-    pub const PLANTED: &str = "PANDO_PLANTED";
+    pub const PLANTED: &str = "PANDO_PLANTED_LATE_DISK";
 }
 
 /// What the variable `name` of [`setting`] says.

@@ -5,7 +5,7 @@ use crate::cargo::{Program, root, target_dir};
 use crate::host::{self, Place};
 use crate::lane::{self, Lane};
 use crate::native::{TOY_GUESTS, TOY_GUESTS_RUN};
-use crate::prepare;
+use crate::prepare::{self, Fault, LATE_DISK};
 use crate::script::{Job, script};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,8 +21,8 @@ const TOYS: &str = "toy_guest";
 const TOYS_AGAIN: &str = "fork::";
 /// What `make demo` shows: `scripts/demo.sh`.
 const DEMO: &str = "demo";
-/// The tests that need the `pando` with a fault.
-const PLANTED: &str = "oracle";
+/// Which tests need which `pando` with a fault.
+const PLANTED: [(Fault, &[&str]); 1] = [(LATE_DISK, &["oracle", TOYS])];
 /// Two emulated hosts at once, one for each core that computers have at least: what runs in each, in this order. What is
 /// in neither, toy guests and new files, runs first in the first one.
 const LANES: [(&str, &[&str]); 2] =
@@ -48,8 +48,10 @@ pub(crate) fn run(args: &[String]) -> Result<(), TaskError> {
     tests.sort_by_key(|program| place_in_lanes(&program.name));
 
     let mut variables = Vec::new();
-    if wanted(PLANTED) {
-        variables.push(("PANDO_PLANTED", prepare::planted()?));
+    for (fault, tests) in &PLANTED {
+        if tests.iter().any(|name| wanted(name)) {
+            variables.push((fault.variable, prepare::planted(fault)?));
+        }
     }
     let pando = prepare::pando()?;
     variables.push(("PANDO_BINARY", pando.clone()));
@@ -60,8 +62,11 @@ pub(crate) fn run(args: &[String]) -> Result<(), TaskError> {
     variables.extend([("PANDO", pando.clone()), ("PANDO_DEMO_INSIDE", "1".into())]);
     let place = host::place(&pando)?;
     let mut toys = if files.is_empty() && !host::has_kvm() { prepare::tests(&TOY_GUESTS)? } else { Vec::new() };
-    if wanted(TOYS) && (place == Place::EmulatedHost || !files.is_empty()) {
-        toys.push(prepare::toy_guest()?);
+    // What runs natively as well has done so, but for those that need a `pando` with a fault: they are ignored there.
+    let is_again = files.is_empty() && host::has_kvm();
+    let toy_guest = if wanted(TOYS) { Some(prepare::toy_guest()?) } else { None };
+    if place == Place::EmulatedHost || !is_again {
+        toys.extend(toy_guest.clone());
     }
 
     // Shared state (one boot for many tests) and one CPU: never more than one at a time.
@@ -69,9 +74,9 @@ pub(crate) fn run(args: &[String]) -> Result<(), TaskError> {
     let (outside, inside): (Vec<_>, Vec<_>) = tests.iter().partition(|program| OUTSIDE.contains(&&*program.name));
     let job = |program| Job { program, args: guests_args().collect() };
     let toy = |program| {
-        let again = (files.is_empty() && host::has_kvm()).then(|| TOYS_AGAIN.to_owned());
-        let args = std::iter::once("--test-threads=1".to_owned()).chain(again).chain(more.iter().cloned());
-        Job { program, args: args.collect() }
+        let again = is_again.then(|| TOYS_AGAIN.to_owned());
+        let args = ["--include-ignored", "--test-threads=1"].into_iter().map(str::to_owned).chain(again);
+        Job { program, args: args.chain(more.iter().cloned()).collect() }
     };
     let mut jobs: Vec<_> = toys.iter().map(toy).collect();
     jobs.extend(inside.into_iter().map(job));
@@ -84,8 +89,8 @@ pub(crate) fn run(args: &[String]) -> Result<(), TaskError> {
         Place::EmulatedHost => emulated(&pando, jobs, &variables),
     };
     // Whatever became of those, these are heard as well.
-    let outside: Vec<_> = outside.into_iter().map(job).collect();
-    result.and(here(&outside, &variables))
+    let natively = outside.into_iter().chain(toy_guest.iter().filter(|_| is_again));
+    result.and(here(&natively.map(job).collect::<Vec<_>>(), &variables))
 }
 
 /// Lane, and place in it.

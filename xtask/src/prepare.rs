@@ -16,14 +16,27 @@ pub(crate) fn pando() -> Result<PathBuf, TaskError> {
     only("pando", cargo::build(&["build", "--release", "--package", "pando-cli"], &[])?)
 }
 
-/// `pando` with a planted fault: it seals the disk of a parent after that went on.
+/// A fault that is planted into a `pando`, so that a test can show that it would be noticed.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    /// The feature of pando-vmm that it is.
+    feature: &'static str,
+    /// The variable that tells tests where that `pando` is.
+    pub(crate) variable: &'static str,
+}
+
+/// The disk of a parent is sealed after that went on.
+pub(crate) const LATE_DISK: Fault = Fault { feature: "plant-late-disk", variable: "PANDO_PLANTED_LATE_DISK" };
+
+/// `pando` with a planted fault.
 ///
 /// Built where the real one is, for the sake of what both have in common, and then put aside: so build the real one
 /// after it.
-pub(crate) fn planted() -> Result<PathBuf, TaskError> {
-    let args = ["build", "--release", "--package", "pando-cli", "--features", "pando-vmm/plant-late-disk"];
+pub(crate) fn planted(fault: &Fault) -> Result<PathBuf, TaskError> {
+    let feature = format!("pando-vmm/{}", fault.feature);
+    let args = ["build", "--release", "--package", "pando-cli", "--features", &feature];
     let built = only("pando", cargo::build(&args, &[])?)?;
-    let dir = target_dir().join("planted");
+    let dir = target_dir().join("planted").join(fault.feature);
     let path = dir.join("pando");
     // Renamed, so that what was there is not in the way even while it runs.
     let aside = || {

@@ -14,10 +14,18 @@ use std::time::{Duration, Instant};
 /// How long a child may take for all that is wanted of it. One that hangs never gets there.
 const CHILD_LIMIT: Duration = Duration::from_secs(60);
 
+/// 16 pages a lap: many forks fall among them, others into a request to the disk.
+pub(crate) const WITNESS: Witness = Witness { vcpus: 2, pages: 16, records: 4 };
+
 pub(crate) fn boot(witness: Witness) -> Option<Monitor> {
-    let monitor = needs_kvm().then(|| Monitor::boot_guest(PANDO.as_ref(), &witness.guest(MEMORY)).unwrap())?;
+    needs_kvm().then(|| boot_in(PANDO.as_ref(), witness))
+}
+
+/// Boots it in the `pando` at `pando`.
+pub(crate) fn boot_in(pando: &Path, witness: Witness) -> Monitor {
+    let monitor = Monitor::boot_guest(pando, &witness.guest(MEMORY)).unwrap();
     wait_for_laps(&monitor, witness, 2, LIMIT);
-    Some(monitor)
+    monitor
 }
 
 /// Waits until every CPU has made `wanted` laps more, and looks at all that the guest ever said.
@@ -57,8 +65,7 @@ fn laps(console: &[u8], cpu: u8) -> usize {
 
 #[test]
 fn memory_registers_and_disk_of_every_child_are_of_one_instant_and_its_own() {
-    // 16 pages a lap: many forks fall among them, others into a request to the disk.
-    let witness = Witness { vcpus: 2, pages: 16, records: 4 };
+    let witness = WITNESS;
     let Some(mut parent) = boot(witness) else { return };
     for fork in 1..=160 {
         let (_, mut children) = parent.fork(if fork % 8 == 0 { 3 } else { 1 }).unwrap();
