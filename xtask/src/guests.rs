@@ -5,7 +5,7 @@ use crate::cargo::{Program, root, target_dir};
 use crate::host::{self, Place};
 use crate::lane::{self, Lane};
 use crate::native::{TOY_GUESTS, TOY_GUESTS_RUN};
-use crate::prepare::{self, Fault, LATE_DISK};
+use crate::prepare::{self, EARLY_READ, Fault, LATE_DISK};
 use crate::script::{Job, script};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ const TOYS_AGAIN: &str = "fork::";
 /// What `make demo` shows: `scripts/demo.sh`.
 const DEMO: &str = "demo";
 /// Which tests need which `pando` with a fault.
-const PLANTED: [(Fault, &[&str]); 1] = [(LATE_DISK, &["oracle", TOYS])];
+const PLANTED: [(Fault, &[&str]); 2] = [(LATE_DISK, &["oracle", TOYS]), (EARLY_READ, &[TOYS])];
 /// Two emulated hosts at once, one for each core that computers have at least: what runs in each, in this order. What is
 /// in neither, toy guests and new files, runs first in the first one.
 const LANES: [(&str, &[&str]); 2] =

@@ -28,6 +28,9 @@ pub(crate) struct Fault {
 /// The disk of a parent is sealed after that went on.
 pub(crate) const LATE_DISK: Fault = Fault { feature: "plant-late-disk", variable: "PANDO_PLANTED_LATE_DISK" };
 
+/// A vCPU reads its state while another is still in the guest.
+pub(crate) const EARLY_READ: Fault = Fault { feature: "plant-early-read", variable: "PANDO_PLANTED_EARLY_READ" };
+
 /// `pando` with a planted fault.
 ///
 /// Built where the real one is, for the sake of what both have in common, and then put aside: so build the real one

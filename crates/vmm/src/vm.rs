@@ -137,6 +137,7 @@ impl Vm {
         self.gate.close();
         for vcpu in &self.vcpus {
             vcpu.kicker.kick();
+            self.gate.between_kicks();
         }
         let told = self.vcpus.len() + usize::from(!self.devices.hold());
         self.collect(told)

@@ -1,11 +1,14 @@
 //! Tests of these tests: faults that were built into a `pando`, and that the guests must notice.
 
 use crate::instant::{WITNESS, boot_in};
-use crate::{LIMIT, needs_kvm};
-use pando_bench::{Monitor, Told};
+use crate::{LIMIT, MEMORY, needs_kvm};
+use pando_bench::{Monitor, Relay, Told};
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
+
+/// After so long without a word, a guest that talks all the time has stalled.
+const STALL: Duration = Duration::from_secs(5);
 
 /// The `pando` that `make test` built with a fault and told of in the variable `name`.
 fn planted(name: &str) -> PathBuf {
@@ -22,6 +25,22 @@ fn the_witness_notices_a_disk_captured_after_the_resume() {
         complaint(&children[0].monitor).is_some_and(|what| what.starts_with("a record on the disk"))
     });
     assert!(noticed, "20 children got a disk that was sealed too late, and the witness found them all well");
+}
+
+#[test]
+#[ignore = "needs a pando with a fault: make test"]
+fn the_relay_notices_an_interrupt_that_came_after_a_cpu_read_its_state() {
+    let relay = Relay { vcpus: 2 };
+    let parent = Monitor::boot_guest(&planted("PANDO_PLANTED_EARLY_READ"), &relay.guest(MEMORY)).unwrap();
+    let all_said_so = 2 * usize::from(relay.vcpus);
+    parent.console_of(all_said_so, LIMIT).unwrap();
+    let noticed = (0..40).any(|_| {
+        let (_, children) = parent.fork(1).unwrap();
+        children[0].monitor.console_of(all_said_so, STALL).is_err()
+    });
+    assert!(noticed, "40 children were read while a CPU could still send an interrupt, and none of them stalls");
+    let before = parent.console().unwrap().len();
+    parent.console_of(before + all_said_so, LIMIT).unwrap(); // It has lost nothing.
 }
 
 /// What the witness says is wrong, if it does before its first CPU has looked at every record.
