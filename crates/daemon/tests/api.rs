@@ -48,6 +48,8 @@ async fn every_route_of_the_document_is_served_and_no_other() {
             documented.insert(format!("{} {path}", method.to_uppercase()));
             assert!(operation["summary"].is_string(), "{method} {path} says what it is for");
             assert!(operation["responses"]["401"].is_object(), "{method} {path} says that TCP wants a token");
+            let asks_fleet = !["/version", "/openapi.json"].contains(&path.as_str());
+            assert_eq!(operation["responses"]["500"].is_object(), asks_fleet, "{method} {path} says that it may fail");
         }
     }
     assert_eq!(documented, ROUTES.map(str::to_owned).into());
