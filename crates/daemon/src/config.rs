@@ -22,6 +22,8 @@ pub struct Config {
     pub monitor: PathBuf,
     /// KVM's device.
     pub kvm: PathBuf,
+    /// Where the kernel says how much memory there is.
+    pub meminfo: PathBuf,
 }
 
 impl Config {
@@ -54,6 +56,7 @@ impl Config {
             // Where the kernel cannot name the program by its path, it still opens it by this one.
             monitor: env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into()),
             kvm: "/dev/kvm".into(),
+            meminfo: "/proc/meminfo".into(),
         }
     }
 }

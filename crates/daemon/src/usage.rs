@@ -3,6 +3,7 @@
 use pando_wire::api::Usage;
 use std::fs;
 use std::io;
+use std::path::Path;
 
 /// The memory of process `pid`: guest memory and what the monitor itself needs. Takes a millisecond per gigabyte or so,
 /// because the kernel walks the page tables.
@@ -10,9 +11,9 @@ pub(crate) fn of_process(pid: u32) -> io::Result<Usage> {
     Ok(parse(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?))
 }
 
-/// How much memory could be had without swapping, in bytes. `None` where the kernel does not say.
-pub(crate) fn available_bytes() -> Option<u64> {
-    field(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
+/// How much memory could be had without swapping, in bytes. `None` where the kernel does not say so in `meminfo`.
+pub(crate) fn available_bytes(meminfo: &Path) -> Option<u64> {
+    field(&fs::read_to_string(meminfo).ok()?, "MemAvailable:")
 }
 
 fn parse(rollup: &str) -> Usage {
@@ -46,6 +47,6 @@ mod tests {
     #[test]
     fn this_process_uses_memory_and_the_host_has_some() {
         assert!(of_process(std::process::id()).unwrap().rss_bytes > 0);
-        assert!(available_bytes().unwrap() > 0);
+        assert!(available_bytes("/proc/meminfo".as_ref()).unwrap() > 0);
     }
 }

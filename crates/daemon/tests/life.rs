@@ -70,6 +70,35 @@ async fn without_kvm_the_answer_says_so() {
 }
 
 #[tokio::test]
+async fn without_memory_the_answer_says_so_and_nothing_is_made() {
+    let mut daemon = Daemon::start().await;
+    daemon.run("base").await;
+    daemon.run("idle").await;
+    daemon.post("/vms/idle/kill", Value::Null).await;
+    daemon.stop().await;
+    daemon.config.meminfo = daemon.path().join("meminfo");
+    daemon.start_again().await;
+    let available = |mib: u64| {
+        std::fs::write(&daemon.config.meminfo, format!("MemAvailable:   {} kB\n", mib << 10)).unwrap();
+    };
+    let no_room = |what: &str, needed, available| {
+        let error = format!("no room for {what}: {needed} MiB may be needed, and {available} MiB are available");
+        (503.try_into().unwrap(), json!({"error": error}))
+    };
+
+    available(383);
+    assert_eq!(daemon.try_run("late").await, no_room("a VM called late", 384, 383));
+    assert_eq!(daemon.post("/vms/idle/start", Value::Null).await, no_room("idle", 384, 383));
+    let ten = json!({"children": vec![json!({}); 10]});
+    assert_eq!(daemon.post("/vms/base/fork", ten.clone()).await, no_room("10 children of base", 416, 383));
+    assert_eq!(daemon.get("/vms").await.1.as_array().unwrap().len(), 2);
+
+    available(416);
+    assert_eq!(daemon.post("/vms/base/fork", ten).await.0, 200);
+    assert_eq!(daemon.post("/vms/idle/start", Value::Null).await.0, 200);
+}
+
+#[tokio::test]
 async fn a_vm_that_does_not_boot_shows_its_console_and_leaves_nothing() {
     let daemon = Daemon::start().await;
     // It ends as soon as it has begun, often before it can say that it has.

@@ -39,6 +39,7 @@ impl Fleet {
         blocking(move || open_kvm(&kvm)).await?;
         let named = request.name.as_deref();
         room::check(
+            &self.0.meminfo,
             || format!("a VM{}", named.map(|name| format!(" called {name}")).unwrap_or_default()),
             room::PER_BOOT,
         )?;
@@ -108,7 +109,7 @@ impl Fleet {
                 most: MAX_RECOVERED_LAYERS + 1,
             });
         }
-        room::check(|| record.name.clone(), room::PER_BOOT)?;
+        room::check(&self.0.meminfo, || record.name.clone(), room::PER_BOOT)?;
         if !self.0.db.change(&id, record.epoch, Change::Starting).await? {
             return Err(wrong_state(&record, "start"));
         }

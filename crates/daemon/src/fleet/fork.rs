@@ -68,7 +68,8 @@ impl Fleet {
         if !matches!(parent.state, State::Running | State::Paused) {
             return Err(wrong_state(&parent, "fork"));
         }
-        room::check(|| format!("{count} children of {}", parent.name), room::PER_CHILD.saturating_mul(count as u64))?;
+        let needed = room::PER_CHILD.saturating_mul(count as u64);
+        room::check(&self.0.meminfo, || format!("{count} children of {}", parent.name), needed)?;
         let layers = self.0.db.layers(&id).await?;
         if layers.len() >= MAX_LAYERS {
             return Err(FleetError::TooDeep {

@@ -52,6 +52,7 @@ pub(crate) struct Fleet(Arc<Inner>);
 struct Inner {
     monitor: PathBuf,
     kvm: PathBuf,
+    meminfo: PathBuf,
     paths: Paths,
     db: Db,
     supervisor: Arc<Supervisor>,
@@ -76,6 +77,7 @@ impl Fleet {
         Self(Arc::new(Inner {
             monitor: config.monitor.clone(),
             kvm: config.kvm.clone(),
+            meminfo: config.meminfo.clone(),
             supervisor: Arc::new(Supervisor::new(db.clone(), paths.clone(), closing.clone())),
             paths,
             db,

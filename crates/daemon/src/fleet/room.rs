@@ -4,6 +4,7 @@
 
 use super::error::FleetError;
 use crate::usage;
+use std::path::Path;
 
 /// What a boot needs: no guest of less RAM is made.
 pub(super) const PER_BOOT: u64 = 128 << 20;
@@ -13,9 +14,10 @@ pub(super) const PER_CHILD: u64 = 16 << 20;
 /// What the host keeps.
 const FOR_HOST: u64 = 256 << 20;
 
-/// Refuses `what` when the host does not have `needed` bytes for it. Where it cannot be told, it is let be.
-pub(super) fn check(what: impl FnOnce() -> String, needed: u64) -> Result<(), FleetError> {
-    usage::available_bytes().map_or(Ok(()), |available| fits(what, needed, available))
+/// Refuses `what` when the host does not have `needed` bytes for it by its `meminfo`. Where it cannot be told, it is let
+/// be.
+pub(super) fn check(meminfo: &Path, what: impl FnOnce() -> String, needed: u64) -> Result<(), FleetError> {
+    usage::available_bytes(meminfo).map_or(Ok(()), |available| fits(what, needed, available))
 }
 
 fn fits(what: impl FnOnce() -> String, needed: u64, available: u64) -> Result<(), FleetError> {

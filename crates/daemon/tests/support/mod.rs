@@ -218,6 +218,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         tcp: None,
         monitor,
         kvm: "/dev/null".into(),
+        meminfo: "/proc/meminfo".into(),
     }
 }
 
