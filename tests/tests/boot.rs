@@ -133,6 +133,14 @@ fn a_vm_that_was_stopped_starts_again_with_its_files() {
     let daemon = TestDaemon::shared();
     let vm = daemon.boot("again");
     vm.write("/data/note", "kept");
+    // It does not heed SIGTERM, has a file open for writing, and takes its time to die: so much memory goes first.
+    let program = "trap '' TERM; exec 3>/data/open; mkfifo /tmp/never; \
+                   exec awk 'BEGIN { s = sprintf(\"%90000000s\", \"\"); getline < \"/tmp/never\" }'";
+    vm.write("/data/stubborn", program);
+    vm.start("sh /data/stubborn");
+    pando_tests::wait_for("it has its memory", std::time::Duration::from_secs(60), || {
+        vm.sh("awk '/VmRSS/ { print ($2 > 80000) }' /proc/$(pidof awk)/status 2>/dev/null; true").contains('1')
+    });
     daemon.pando(&["stop", "--timeout", "60s", "again"]).ok();
     assert_eq!(vm.wait_until_stopped().0, "powered off");
     vm.exec(&["true"]).refused(1);
