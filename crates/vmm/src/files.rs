@@ -45,7 +45,7 @@ pub(crate) fn take(start: &Start, descriptors: Vec<OwnedFd>) -> Result<(Files, O
     let inherited = start.inherited_layers as usize;
     let (boot, journals) = match &start.origin {
         Origin::Boot(boot) => (2, if boot.recover_layers { inherited } else { 0 }),
-        Origin::Fork => (0, 0),
+        Origin::Fork | Origin::Checkpoint(_) => (0, 0),
     };
     let wanted = 6 + inherited + boot + journals;
     let count = FilesError::Count { got: descriptors.len(), wanted };

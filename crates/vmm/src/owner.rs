@@ -200,6 +200,7 @@ impl Owner {
                 self.connections[index].watches = true;
                 Response::Done
             }
+            Request::Save => refused(&Refusal::NotASeed),
         };
         self.answer(index, &response);
         // A child of a fork that did not start has nothing left to start from.
@@ -306,6 +307,8 @@ enum Refusal {
     NotStarted,
     #[error("the VM has been started before")]
     Started,
+    #[error("only a seed is saved: a child of a fork that has not been started")]
+    NotASeed,
     #[error("a forked monitor starts from its fork, and any other from a boot")]
     Origin,
     #[error("{asked} children with {listeners} sockets; 1 to {MAX_CHILDREN} children have one each")]

@@ -56,6 +56,7 @@ pub(crate) fn serve(monitor: &Arc<Monitor>, connection: Connection) {
                 monitor.state.lock().unwrap().expected = pages;
                 Response::Done
             }
+            Request::Save => Response::Refused(vec!["it saves nothing".into()]),
             Request::Watch => {
                 let watching = Connection::from_fd(connection.as_fd().try_clone_to_owned().unwrap());
                 monitor.state.lock().unwrap().watching.push(watching);
@@ -73,7 +74,7 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
     let inherited = start.inherited_layers as usize;
     let (boots, recovers) = match &start.origin {
         Origin::Boot(boot) => (true, boot.recover_layers),
-        Origin::Fork => (false, false),
+        Origin::Fork | Origin::Checkpoint(_) => (false, false),
     };
     let wanted = 6 + inherited + if boots { 2 } else { 0 } + if recovers { inherited } else { 0 };
     assert_eq!(descriptors.len(), wanted, "{start:?}");

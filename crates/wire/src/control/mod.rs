@@ -9,7 +9,8 @@
 //! tests below hold the encodings.
 //!
 //! Before [`Request::Start`] a monitor can only be watched, asked for its status, and killed; one made by a fork listens
-//! on the socket that it was given in [`Request::Fork`] and waits for its own [`Request::Start`] there.
+//! on the socket that it was given in [`Request::Fork`] and waits for its own [`Request::Start`] there. One that waits so
+//! is a *seed*: as long as nobody starts it, it can also be forked and saved.
 
 mod socket; // packets with descriptors
 
@@ -25,6 +26,9 @@ pub enum Request {
     /// Begin to run. Descriptors: as [`Start`] lists them.
     Start(Start),
     /// Copy the running or paused VM. One descriptor per child: the listening control socket of that child, in order.
+    ///
+    /// A seed copies itself and stays one: nothing has to be paused, and of the timings only `fork_us` and `pause_us`
+    /// say something. A VM whose memory is still on its way ([`Origin::Checkpoint`]) refuses, and goes on.
     Fork(Fork),
     /// Stop the vCPUs and devices where they are.
     Pause,
@@ -37,10 +41,16 @@ pub enum Request {
     /// Which pages this VM alone has: what it has written since its fork. Descriptor: this monitor's
     /// `/proc/PID/pagemap` (read).
     Touched,
-    /// The pages that a child of this VM is going to write soon after its fork, as an earlier one did.
+    /// The pages that a child of this VM, or of this seed, is going to write soon after its fork, as an earlier one did.
     Expect(WorkingSet),
     /// Keep this connection and send a [`Response::Ended`] when the VM ends.
     Watch,
+    /// Write everything that this seed is into a socket. Descriptors: a connected `SOCK_STREAM` socket, then the data file
+    /// of each layer of the seed's disk, oldest first (read): what a child's [`Start`] lists as inherited.
+    ///
+    /// A process of its own writes, so that the seed can serve and end meanwhile. It is [`Done`](Response::Done) as soon
+    /// as there is that process; that all was written, the reader learns from the end of the stream.
+    Save,
 }
 
 /// The most children that one fork makes: each needs a descriptor in the same packet (`SCM_MAX_FD` is 253).
@@ -51,7 +61,8 @@ pub const MAX_CHILDREN: usize = 250;
 /// Descriptors, in this order: `/dev/kvm`, console log (append), vsock listener (a `SOCK_STREAM` Unix listener), disk
 /// base (read), one data file per inherited layer, oldest first (read), the own layer's data file and map journal
 /// (read and write); for [`Origin::Boot`] then kernel and initramfs (read), and for [`Origin::Boot`] with
-/// `recover_layers` one map journal per inherited layer (read).
+/// `recover_layers` one map journal per inherited layer (read); for [`Origin::Checkpoint`], which inherits no layers,
+/// then [`PAGES_CONNECTIONS`] connected `SOCK_STREAM` sockets, at whose other ends a page server listens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Start {
     /// Where the machine's state comes from.
@@ -71,7 +82,13 @@ pub enum Origin {
     Boot(Boot),
     /// What this process inherited from its parent at a fork.
     Fork,
+    /// What a page server has: a VM that was saved. The machine runs at once, and its memory comes as it is touched.
+    Checkpoint(Restore),
 }
+
+/// How many connections to a page server a monitor has: so many pages can be on their way at a time, some of them those
+/// that the guest waits for.
+pub const PAGES_CONNECTIONS: usize = 4;
 
 /// A machine at power-on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -86,6 +103,20 @@ pub struct Boot {
     pub command_line: String,
     /// Whether the own layer holds data from an earlier life, to be found by its journal, rather than being empty.
     pub recover_layers: bool,
+}
+
+/// A machine that was saved, as the daemon knows it. The monitor refuses what the page server has where it is another.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Restore {
+    /// vCPUs.
+    pub vcpus: u8,
+    /// RAM in bytes.
+    pub memory_bytes: u64,
+    /// The root disk in bytes.
+    pub disk_bytes: u64,
+    /// Whether this is another VM than the one that was saved: its guest is told that its generation changed, as a
+    /// fork's child is. Else it is the same one, which slept.
+    pub is_twin: bool,
 }
 
 /// A fork of the VM.
@@ -227,6 +258,8 @@ mod tests {
         let rest = |head: &[u8]| [head, &[7; 16], &[5, 1, b'l']].concat();
         assert_eq!(encoded(&Request::Start(start(Origin::Boot(boot)))), rest(&[0, 0, 2, 3, 4, 1, b'c', 1]));
         assert_eq!(encoded(&Request::Start(start(Origin::Fork))), rest(&[0, 1]));
+        let restore = Restore { vcpus: 2, memory_bytes: 3, disk_bytes: 4, is_twin: true };
+        assert_eq!(encoded(&Request::Start(start(Origin::Checkpoint(restore)))), rest(&[0, 2, 2, 3, 4, 1]));
         assert_eq!(encoded(&Request::Fork(Fork { children: 9 })), [1, 9]);
         assert_eq!(encoded(&Request::Pause), [2]);
         assert_eq!(encoded(&Request::Resume), [3]);
@@ -235,6 +268,7 @@ mod tests {
         assert_eq!(encoded(&Request::Touched), [6]);
         assert_eq!(encoded(&Request::Expect(WorkingSet(vec![(8, 9)]))), [7, 1, 8, 9]);
         assert_eq!(encoded(&Request::Watch), [8]);
+        assert_eq!(encoded(&Request::Save), [9]);
     }
 
     /// See [`every_request_is_encoded_as_ever`].
