@@ -27,8 +27,9 @@ pub enum Request {
     Start(Start),
     /// Copy the running or paused VM. One descriptor per child: the listening control socket of that child, in order.
     ///
-    /// A seed copies itself and stays one: nothing has to be paused, and of the timings only `fork_us` and `pause_us`
-    /// say something. A VM whose memory is still on its way ([`Origin::Checkpoint`]) refuses, and goes on.
+    /// A seed copies itself and stays one: nothing has to be paused, and of the timings only `fork_us`, which is also its
+    /// `pause_us`, and `expected_pages` say something. A VM whose memory is still on its way ([`Origin::Checkpoint`])
+    /// refuses, and goes on.
     Fork(Fork),
     /// Stop the vCPUs and devices where they are.
     Pause,
@@ -49,7 +50,7 @@ pub enum Request {
     /// of each layer of the seed's disk, oldest first (read): what a child's [`Start`] lists as inherited.
     ///
     /// A process of its own writes, so that the seed can serve and end meanwhile. It is [`Done`](Response::Done) as soon
-    /// as there is that process; that all was written, the reader learns from the end of the stream.
+    /// as there is that process; that all was written, the reader learns from the end of the [stream](crate::saved).
     Save,
 }
 
@@ -62,7 +63,8 @@ pub const MAX_CHILDREN: usize = 250;
 /// base (read), one data file per inherited layer, oldest first (read), the own layer's data file and map journal
 /// (read and write); for [`Origin::Boot`] then kernel and initramfs (read), and for [`Origin::Boot`] with
 /// `recover_layers` one map journal per inherited layer (read); for [`Origin::Checkpoint`], which inherits no layers,
-/// then [`PAGES_CONNECTIONS`] connected `SOCK_STREAM` sockets, at whose other ends a page server listens.
+/// then [`PAGES_CONNECTIONS`] connected `SOCK_STREAM` sockets to a [page server](crate::pages), which is asked what there
+/// is on the first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Start {
     /// Where the machine's state comes from.
