@@ -10,6 +10,7 @@ mod disk; // the disk, between one operation and the next
 mod files; // the files that a disk is made of
 mod flush; // making it all durable
 mod fork; // one disk becomes two
+mod written; // what a sealed disk holds beside its base
 mod io; // reading and writing blocks
 mod journal; // the map's bytes on disk, and reading them back
 mod map; // where each block lies
@@ -24,6 +25,7 @@ pub use io::{ReadError, WriteError};
 pub use journal::fuzz_journal;
 pub use journal::{EntryError, JournalError};
 pub use open::OpenError;
+pub use written::Written;
 
 /// The unit of the map and of the data files, in bytes.
 pub const BLOCK_BYTES: u64 = 4096;

@@ -69,6 +69,35 @@ fn a_seed_gives_each_child_the_same_disk() {
 }
 
 #[test]
+fn what_was_written_is_told_from_all_layers_and_nothing_of_the_base() {
+    let bench = Bench::new(8 * BLOCK);
+    let mut parent = bench.create("parent", 16 * BLOCK_BYTES);
+    parent.write_at(BLOCK_BYTES, &[1; 3 * BLOCK]).unwrap();
+    parent.write_at(12 * BLOCK_BYTES, &[0; BLOCK]).unwrap();
+    let mut child = bench.fork(&mut parent, &["parent"], "child");
+    child.write_at(2 * BLOCK_BYTES, &[2; BLOCK]).unwrap();
+    child.seal();
+    let sealed = child.sealed_copy();
+    child.write_at(2 * BLOCK_BYTES, &[9; BLOCK]).unwrap(); // After the seal.
+
+    let data = ["parent", "child"].map(|name| fs::File::open(bench.layer(name).join(DATA_FILE)).unwrap());
+    let mut written = sealed.written(&data).unwrap();
+    let (mut bytes, mut told) = (Vec::new(), Vec::new());
+    while let Some(first) = written.next_run(2, &mut bytes).unwrap() {
+        told.extend((first..).zip(bytes.chunks(BLOCK).map(|block| block[0])));
+        assert!(
+            bytes.len() <= 2 * BLOCK && bytes.chunks(BLOCK).all(|block| block.iter().all(|byte| *byte == block[0]))
+        );
+    }
+
+    assert_eq!(told, [(1, 1), (2, 2), (3, 1), (12, 0)]);
+    assert_eq!((sealed.layers(), sealed.len_bytes()), (2, 16 * BLOCK_BYTES));
+    assert!(matches!(sealed.written(&data[..1]), Err(OpenError::Inherited { found: 1, wanted: 2, .. })));
+    fs::File::options().write(true).open(bench.layer("parent").join(DATA_FILE)).unwrap().set_len(BLOCK_BYTES).unwrap();
+    assert!(matches!(sealed.written(&data), Err(OpenError::ShortLayer { ordinal: 0, .. })));
+}
+
+#[test]
 fn the_disk_of_the_forking_process_becomes_the_childs() {
     let bench = Bench::new(BLOCK);
     let mut disk = bench.create("parent", 4 * BLOCK_BYTES);
