@@ -35,6 +35,8 @@ pub struct VcpuState {
     /// What the guest's TSC is ahead of the host's: the same after a fork, so that time does not jump. Where KVM cannot
     /// tell, the TSC's value.
     pub tsc: Tsc,
+    /// The value of the guest's TSC when it was read.
+    pub tsc_now: u64,
     xsave: Xsave,
     xcrs: kvm_xcrs,
     debug_registers: kvm_debugregs,
@@ -49,6 +51,28 @@ pub enum Tsc {
     Offset(u64),
     /// Its value when it was read.
     Value(u64),
+}
+
+impl VcpuState {
+    /// Has the TSCs of a machine's vCPUs go on from where the first was read, whatever the host's has done since: it may
+    /// be another host, or have been booted anew. They stay as far from each other as they were.
+    pub fn stop_tscs(vcpus: &mut [Self]) {
+        let Some((Tsc::Offset(offset), now)) = vcpus.first().map(|first| (first.tsc, first.tsc_now)) else {
+            return; // Where KVM cannot tell offsets, values are put back.
+        };
+        let host_then = now.wrapping_sub(offset);
+        let shift = host_then.wrapping_sub(host_tsc());
+        for vcpu in vcpus {
+            if let Tsc::Offset(offset) = &mut vcpu.tsc {
+                *offset = offset.wrapping_add(shift);
+            }
+        }
+    }
+}
+
+fn host_tsc() -> u64 {
+    // SAFETY: Every CPU that can run a guest has this instruction. It touches no memory.
+    unsafe { std::arch::x86_64::_rdtsc() }
 }
 
 impl Vcpu {
@@ -70,6 +94,7 @@ impl Vcpu {
             msrs,
             lapic,
             tsc: self.tsc_offset().map_or(Tsc::Value(tsc_now), Tsc::Offset),
+            tsc_now,
             xsave: self.xsave()?,
             xcrs: fd.get_xcrs().map_err(SysError::kvm("KVM_GET_XCRS"))?,
             debug_registers: fd.get_debug_regs().map_err(SysError::kvm("KVM_GET_DEBUGREGS"))?,
@@ -204,6 +229,32 @@ fn tsc_attribute(addr: u64) -> kvm_device_attr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clocks_that_were_stopped_go_on_from_their_readings_and_keep_their_distance() {
+        let Ok(kvm) = std::fs::File::options().read(true).write(true).open("/dev/kvm") else {
+            eprintln!("skipped: no usable /dev/kvm");
+            return;
+        };
+        const PASSED: u64 = 1 << 40; // Of the host's TSC, since the reading.
+        let vm = std::sync::Arc::new(crate::Vm::create(&crate::Kvm::from_fd(kvm.into()).unwrap()).unwrap());
+        let read = vm.create_vcpu(0).unwrap().state(&[], &CpuId::new(0).unwrap()).unwrap();
+        for host_is_younger in [false, true] {
+            let passed = if host_is_younger { PASSED.wrapping_neg() } else { PASSED };
+            let offset = 1000u64;
+            let tsc_now = host_tsc().wrapping_add(offset).wrapping_sub(passed);
+            let vcpu = |ahead| VcpuState { tsc: Tsc::Offset(offset + ahead), tsc_now, ..read.clone() };
+            let mut vcpus = [vcpu(0), vcpu(7)];
+            VcpuState::stop_tscs(&mut vcpus);
+            let [first, second] = vcpus.map(|vcpu| match vcpu.tsc {
+                Tsc::Offset(offset) => offset,
+                Tsc::Value(_) => panic!("it is an offset"),
+            });
+            let since = host_tsc().wrapping_add(first).wrapping_sub(tsc_now);
+            assert!(since < PASSED / 100, "{since} ticks");
+            assert_eq!(second.wrapping_sub(first), 7);
+        }
+    }
 
     #[test]
     fn numbers_match_the_kernel_headers() {
