@@ -149,8 +149,10 @@ impl<R: Read> Reader<R> {
         if version != VERSION.to_le_bytes() {
             return Err(invalid("the machine was saved by another version of pando"));
         }
-        let Some(Record::Machine(machine, len)) = frame::read(&mut stream).map_err(cut)? else {
-            return Err(invalid("a saved machine does not begin with its state"));
+        let (machine, len) = match frame::read(&mut stream).map_err(cut)? {
+            Some(Record::Machine(machine, len)) => (machine, len),
+            Some(_) => return Err(invalid("a saved machine does not begin with its state")),
+            None => return Err(cut(io::ErrorKind::UnexpectedEof.into())),
         };
         if len as usize > MAX_STATE_BYTES {
             return Err(invalid("the state of the machine is too long"));
@@ -269,7 +271,7 @@ mod tests {
     #[test]
     fn a_stream_that_is_cut_anywhere_is_not_whole() {
         let whole = stream();
-        for len in (0..whole.len()).step_by(61).chain(whole.len() - 8..whole.len()) {
+        for len in (0..64).chain((64..whole.len()).step_by(61)).chain(whole.len() - 8..whole.len()) {
             let error = read(&whole[..len]).unwrap_err();
             assert_eq!(error.to_string(), "the saved machine ends before its end", "cut to {len}");
         }
