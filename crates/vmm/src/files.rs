@@ -1,10 +1,10 @@
 //! The descriptors that a VM is given: the monitor opens no path.
 
 use pando_sys::{Kvm, SysError};
-use pando_wire::control::{Origin, Start};
+use pando_wire::control::{Origin, PAGES_CONNECTIONS, Start};
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 /// What every VM is given, however it begins.
 pub(crate) struct Files {
@@ -24,6 +24,14 @@ pub(crate) struct BootFiles {
     pub(crate) inherited_journals: Vec<File>,
 }
 
+/// What a VM is given beside, by where it comes from.
+pub(crate) enum More {
+    Boot(BootFiles),
+    /// Connections to a page server.
+    Checkpoint(Vec<UnixStream>),
+    Fork,
+}
+
 /// Why the descriptors are of no use.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FilesError {
@@ -41,13 +49,14 @@ pub(crate) enum FilesError {
 }
 
 /// Sorts `descriptors` by the order that [`Start`] documents.
-pub(crate) fn take(start: &Start, descriptors: Vec<OwnedFd>) -> Result<(Files, Option<BootFiles>), FilesError> {
+pub(crate) fn take(start: &Start, descriptors: Vec<OwnedFd>) -> Result<(Files, More), FilesError> {
     let inherited = start.inherited_layers as usize;
-    let (boot, journals) = match &start.origin {
-        Origin::Boot(boot) => (2, if boot.recover_layers { inherited } else { 0 }),
-        Origin::Fork | Origin::Checkpoint(_) => (0, 0),
+    let more = match &start.origin {
+        Origin::Boot(boot) => 2 + if boot.recover_layers { inherited } else { 0 },
+        Origin::Fork => 0,
+        Origin::Checkpoint(_) => PAGES_CONNECTIONS,
     };
-    let wanted = 6 + inherited + boot + journals;
+    let wanted = 6 + inherited + more;
     let count = FilesError::Count { got: descriptors.len(), wanted };
     if descriptors.len() != wanted {
         return Err(count);
@@ -65,9 +74,13 @@ pub(crate) fn take(start: &Start, descriptors: Vec<OwnedFd>) -> Result<(Files, O
         disk: pando_disk::Files { base, inherited: layers, data, journal },
         layer: start.layer.clone(),
     };
-    let boot = match (rest.next(), rest.next()) {
-        (Some(kernel), Some(initramfs)) => Some(BootFiles { kernel, initramfs, inherited_journals: rest.collect() }),
-        _ => None,
+    let more = match &start.origin {
+        Origin::Fork => More::Fork,
+        Origin::Checkpoint(_) => More::Checkpoint(rest.map(|socket| UnixStream::from(OwnedFd::from(socket))).collect()),
+        Origin::Boot(_) => {
+            let (Some(kernel), Some(initramfs)) = (rest.next(), rest.next()) else { return Err(count) };
+            More::Boot(BootFiles { kernel, initramfs, inherited_journals: rest.collect() })
+        }
     };
-    Ok((files, boot))
+    Ok((files, more))
 }

@@ -8,6 +8,9 @@
 //! children                                                             └─ wait for Start ─ Vm::start(Image) ─ run
 //! ```
 //!
+//! A seed whose `Start` does not come is kept: a checkpoint. It can be forked again and again, as it stands still anyway,
+//! and written to a store (`save`).
+//!
 //! The parent pauses once, however many children there are, and for one child memory is forked once. Nothing of the parent's is dropped in the seed or a
 //! child: `pando_sys::fork` does not return there, so what the parent's stack still owns is simply never looked at again.
 //!
@@ -51,6 +54,9 @@ pub(crate) enum ForkError {
     /// The guest powered off, reset or crashed just then: its child would be one that nobody knows to be dead.
     #[error("the guest has ended")]
     Ended,
+    /// In a child, what is missing would be zeroes.
+    #[error("the memory of the VM is still on its way: fork it when all is there")]
+    Arriving,
     /// Cannot be: the VM stood still, and did not.
     #[error("the VM did not stand still")]
     NotPaused,
@@ -62,10 +68,16 @@ impl Vm {
     pub(crate) fn fork(&mut self, listeners: Vec<OwnedFd>) -> Result<ForkTimings, ForkError> {
         let asked = Instant::now();
         let mut clock = Stopwatch(asked);
+        let arriving = self.arriving.clone();
+        if arriving.as_ref().is_some_and(|arriving| arriving.is_incomplete()) {
+            return Err(ForkError::Arriving);
+        }
         let was_running = self.phase() == Phase::Running;
         self.pause().map_err(ForkError::Save)?;
         let mut timings =
             ForkTimings { park_us: clock.lap_us(), expected_pages: self.expected.pages(), ..Default::default() };
+        // Memory is there, but may be on its way into huge pages.
+        let _held = arriving.as_ref().map(|arriving| arriving.pager.hold());
         // Where the parent closes its own ends of the listeners, it runs again.
         let forked = self.fork_paused(listeners, asked, &mut timings, &mut clock);
         if was_running {
@@ -110,7 +122,24 @@ impl Vm {
         let Some(disk) = self.platform.take_disk() else { std::process::exit(1) };
         let disk = DiskImage::Sealed(Box::new(disk.into_sealed()));
         let (memory, expected) = (self.memory.clone(), self.expected.clone());
-        grow(Image { machine, memory, disk, expected }, listeners, asked)
+        grow(Image { machine, memory, disk, expected, arriving: None }, listeners, asked)
+    }
+}
+
+impl Inherited {
+    /// Copies a seed into as many children as there are `listeners`. It has nothing to pause, and stays a seed.
+    ///
+    /// `seed` is emptied in the child alone.
+    pub(crate) fn fork(seed: &mut Option<Self>, listeners: Vec<OwnedFd>) -> Result<ForkTimings, ForkError> {
+        let asked = Instant::now();
+        let expected_pages = seed.as_ref().map_or(0, |seed| seed.image.expected.pages());
+        let in_child = |listeners| match seed.take() {
+            Some(seed) => grow(seed.image, listeners, asked),
+            None => std::process::exit(1),
+        };
+        let (_child, _listeners) = pando_sys::fork(listeners, in_child).map_err(ForkError::Fork)?;
+        let fork_us = micros(asked.elapsed());
+        Ok(ForkTimings { pause_us: fork_us, fork_us, expected_pages, ..Default::default() })
     }
 }
 

@@ -1,11 +1,13 @@
-//! Everything a VM is at one instant. Boot and fork differ only in where it comes from.
+//! Everything a VM is at one instant. Boot, fork and restore differ only in where it comes from.
 
 use crate::boot::{self, BootError};
 use crate::machine::MachineState;
+use crate::server::{Arriving, PageServer};
 use pando_disk::Sealed;
 use pando_sys::Kvm;
 use pando_wire::control::{Boot, WorkingSet};
 use std::fs::File;
+use std::sync::Arc;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 /// A page, as a [`WorkingSet`] counts them.
@@ -18,6 +20,8 @@ pub(crate) struct Image {
     pub(crate) disk: DiskImage,
     /// What it is known to write first, once it runs.
     pub(crate) expected: WorkingSet,
+    /// What brings the memory, where it is not all there.
+    pub(crate) arriving: Option<Arc<Arriving>>,
 }
 
 /// What the disk holds at that instant.
@@ -34,6 +38,13 @@ pub(crate) enum DiskImage {
     },
     /// What the parent's disk held at the fork.
     Sealed(Box<Sealed>),
+    /// The base, and the blocks that a page server has.
+    Stored {
+        /// As above.
+        len_bytes: u64,
+        /// Who has them.
+        server: Arc<PageServer>,
+    },
 }
 
 impl Image {
@@ -46,7 +57,7 @@ impl Image {
         disk: DiskImage,
     ) -> Result<Self, BootError> {
         let (machine, memory) = boot::power_on(kvm, boot, kernel, initramfs)?;
-        Ok(Self { machine, memory, disk, expected: WorkingSet::default() })
+        Ok(Self { machine, memory, disk, expected: WorkingSet::default(), arriving: None })
     }
 
     /// Gives this process the pages of its own that the guest is going to write first.

@@ -1,9 +1,19 @@
 //! The state of a machine: plain data, from which the same machine can be built again, here or in a child.
 
+use crate::features;
 use crate::platform::PlatformState;
 use pando_sys::{VcpuState, VmState};
+use pando_wire::saved::Machine;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+
+/// What says in a store that a state is one of these.
+const KIND: &str = "pando-vmm";
+/// The version of the encoding: another one for every change of what is in here, however deep.
+const VERSION: u32 = 1;
+const ARCH: &str = std::env::consts::ARCH;
+/// The most vCPUs of a machine.
+const MAX_VCPUS: usize = 32;
 
 /// The state of everything but memory and disk.
 #[derive(Clone, Serialize, Deserialize)]
@@ -17,6 +27,61 @@ pub(crate) struct MachineState {
     /// The model-specific registers that make up a vCPU's state on this host.
     #[serde(with = "indices")]
     pub(crate) msrs: Arc<[u32]>,
+}
+
+/// A state cannot be encoded: it cannot be.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub(crate) struct EncodeError(#[from] postcard::Error);
+
+/// Why bytes are not the state of a machine that can go on here.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DecodeError {
+    /// Something else wrote them.
+    #[error(
+        "it is of {kind} version {version} for {arch}, and this build goes on with {KIND} version {VERSION} for {ARCH}"
+    )]
+    Foreign { kind: String, version: u32, arch: String },
+    /// They are damaged, or made up.
+    #[error("it is not what a machine can have been")]
+    Malformed,
+}
+
+impl MachineState {
+    /// Who can go on with [`MachineState::encode`].
+    pub(crate) fn described(&self) -> Machine {
+        let shown = self.vcpus.first().map(|vcpu| features::of(&vcpu.cpuid)).unwrap_or_default();
+        Machine {
+            kind: KIND.into(),
+            version: VERSION,
+            arch: ARCH.into(),
+            cpu_features: shown.into_iter().map(str::to_owned).collect(),
+        }
+    }
+
+    /// All of it, to be kept for longer than this process.
+    pub(crate) fn encode(&self) -> Result<Vec<u8>, EncodeError> {
+        Ok(postcard::to_stdvec(self)?)
+    }
+
+    /// What was encoded. Whether a CPU and devices can have been in this state, they say themselves when it is put back.
+    pub(crate) fn decode(described: &Machine, bytes: &[u8]) -> Result<Self, DecodeError> {
+        let Machine { kind, version, arch, .. } = described;
+        if (kind.as_str(), *version, arch.as_str()) != (KIND, VERSION, ARCH) {
+            return Err(DecodeError::Foreign { kind: kind.clone(), version: *version, arch: arch.clone() });
+        }
+        match postcard::take_from_bytes::<Self>(bytes) {
+            Ok((state, [])) if (1..=MAX_VCPUS).contains(&state.vcpus.len()) => Ok(state),
+            _ => Err(DecodeError::Malformed),
+        }
+    }
+
+    /// Has the machine go on after a sleep, perhaps one in which the host was another or was booted anew: the guest's
+    /// clocks go on from where they were.
+    pub(crate) fn wake(&mut self) {
+        VcpuState::stop_tscs(&mut self.vcpus);
+        self.vm.stop_clock();
+    }
 }
 
 mod indices {

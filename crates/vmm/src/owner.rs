@@ -1,7 +1,7 @@
 //! One owner per VM: it alone starts, pauses, forks and ends it, on request or because the guest did something.
 
 use crate::complaints::{self, say};
-use crate::files;
+use crate::files::{self, More};
 use crate::fork::Inherited;
 use crate::gate::lock;
 use crate::image::{DiskImage, Image};
@@ -9,6 +9,7 @@ use crate::platform::Twin;
 use crate::vm::{Vm, micros};
 use pando_wire::control::{
     Connection, Ending, Listener, MAX_CHILDREN, Origin, Phase, Request, Response, Start, StartTimings, Status, VERSION,
+    WorkingSet,
 };
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::collections::VecDeque;
@@ -25,6 +26,10 @@ use std::time::{Duration, Instant};
 pub(crate) enum Event {
     /// The guest ended.
     Ended(Ending),
+    /// The last page of the memory has come.
+    MemoryIsThere,
+    /// Pages of the memory never will, for this reason. Threads that need one wait for ever.
+    MemoryIsLost(String),
 }
 
 /// Where threads of the VM leave what the owner must know.
@@ -43,7 +48,10 @@ impl Events {
         let _ = rustix::io::write(&self.0.1, &1u64.to_ne_bytes());
     }
 
+    /// The next one. Whoever takes all of them need not be woken for those that came before.
     pub(crate) fn take(&self) -> Option<Event> {
+        // There may be nothing to clear.
+        let _ = rustix::io::read(&self.0.1, &mut [0u8; 8]);
         lock(&self.0.0).pop_front()
     }
 }
@@ -104,6 +112,8 @@ struct Owner {
     /// Until the VM is started; then what it was made from is gone.
     inherited: Option<Inherited>,
     is_child: bool,
+    /// It has begun to start from a checkpoint: what is left of that is no place for another start.
+    is_restored: bool,
     vm: Option<Vm>,
 }
 
@@ -116,7 +126,7 @@ impl Owner {
     fn new(listener: Listener, inherited: Option<Inherited>) -> io::Result<Self> {
         let events = Events::new()?;
         let is_child = inherited.is_some();
-        Ok(Self { listener, connections: Vec::new(), events, inherited, is_child, vm: None })
+        Ok(Self { listener, connections: Vec::new(), events, inherited, is_child, is_restored: false, vm: None })
     }
 
     /// Serves until the VM ends.
@@ -125,8 +135,16 @@ impl Owner {
             let ready = self.wait()?;
             let mut ready = ready.into_iter();
             let is_knocking = ready.next() == Some(true);
-            if let Some(Event::Ended(ending)) = self.events.take() {
-                return Ok(self.end(ending));
+            while let Some(event) = self.events.take() {
+                match event {
+                    Event::Ended(ending) => return Ok(self.end(ending)),
+                    Event::MemoryIsLost(how) => return Ok(self.end(Ending::Crashed(how))),
+                    Event::MemoryIsThere => {
+                        if let Some(arriving) = self.vm.as_ref().and_then(|vm| vm.arriving.as_ref()) {
+                            arriving.finish();
+                        }
+                    }
+                }
             }
             ready.next(); // The events, which were just looked at.
             let peers: Vec<bool> = ready.collect();
@@ -192,20 +210,28 @@ impl Owner {
             }),
             Request::Status => Response::Status(self.status()),
             Request::Touched => self.touched(descriptors),
-            Request::Expect(pages) => self.with_vm(|vm| {
-                vm.expected = pages;
-                Ok::<_, Refusal>(Response::Done)
-            }),
+            Request::Expect(pages) => self.expect(pages),
             Request::Watch => {
                 self.connections[index].watches = true;
                 Response::Done
             }
-            Request::Save => refused(&Refusal::NotASeed),
+            Request::Save => self.save(descriptors),
         };
         self.answer(index, &response);
-        // A child of a fork that did not start has nothing left to start from.
-        let is_spent = self.is_child && self.vm.is_none() && self.inherited.is_none();
-        is_spent.then(|| Ending::Crashed("it could not be started as a child of its parent".into()))
+        self.spent()
+    }
+
+    /// How a VM ends that has nothing left to start from.
+    fn spent(&self) -> Option<Ending> {
+        if self.vm.is_some() {
+            return None;
+        }
+        let from = match (self.is_restored, self.is_child && self.inherited.is_none()) {
+            (true, _) => "from its checkpoint",
+            (false, true) => "as a child of its parent",
+            (false, false) => return None,
+        };
+        Some(Ending::Crashed(format!("it could not be started {from}")))
     }
 
     fn answer(&mut self, index: usize, response: &Response) {
@@ -256,11 +282,11 @@ impl Owner {
 
     fn try_start(&mut self, start: &Start, descriptors: Vec<OwnedFd>) -> Result<(Vm, StartTimings), Box<dyn Error>> {
         let mut timings = StartTimings::default();
-        let (files, boot_files) = files::take(start, descriptors)?;
+        let (files, more) = files::take(start, descriptors)?;
         // What a monitor says about this VM belongs into this VM's log, also when it was forked from another.
         rustix::stdio::dup2_stderr(&files.console)?;
-        let (image, asked, is_new) = match (&start.origin, boot_files, self.inherited.take()) {
-            (Origin::Boot(boot), Some(mut from), None) => {
+        let (image, asked, is_new) = match (&start.origin, more, self.inherited.take()) {
+            (Origin::Boot(boot), More::Boot(mut from), None) => {
                 let asked = Instant::now();
                 let disk = match boot.recover_layers {
                     true => DiskImage::Kept { inherited_journals: from.inherited_journals },
@@ -269,7 +295,12 @@ impl Owner {
                 let image = Image::from_kernel(&files.kvm, boot, &mut from.kernel, &mut from.initramfs, disk)?;
                 (image, asked, false)
             }
-            (Origin::Fork, None, Some(inherited)) => {
+            (Origin::Checkpoint(restore), More::Checkpoint(connections), None) => {
+                let asked = Instant::now();
+                self.is_restored = true;
+                (Image::from_server(&files.kvm, restore, connections, self.events.clone())?, asked, restore.is_twin)
+            }
+            (Origin::Fork, More::Fork, Some(inherited)) => {
                 timings.seed_us = micros(inherited.born - inherited.asked);
                 timings.wait_us = micros(inherited.born.elapsed());
                 let unsharing = Instant::now();
@@ -295,8 +326,26 @@ impl Owner {
         if !(1..=MAX_CHILDREN).contains(&count) || listeners.len() != count {
             return refused(&Refusal::Children { asked: children, listeners: listeners.len() });
         }
-        let Some(vm) = self.vm.as_mut() else { return refused(&Refusal::NotStarted) };
-        vm.fork(listeners).map_or_else(|error| refused(&error), Response::Forked)
+        let forked = match (&mut self.vm, &mut self.inherited) {
+            (Some(vm), _) => vm.fork(listeners),
+            (None, seed @ Some(_)) => Inherited::fork(seed, listeners),
+            (None, None) => return refused(&Refusal::NotStarted),
+        };
+        forked.map_or_else(|error| refused(&error), Response::Forked)
+    }
+
+    fn expect(&mut self, pages: WorkingSet) -> Response {
+        match (&mut self.vm, &mut self.inherited) {
+            (Some(vm), _) => vm.expected = pages,
+            (None, Some(seed)) => seed.image.expected = pages,
+            (None, None) => return refused(&Refusal::NotStarted),
+        }
+        Response::Done
+    }
+
+    fn save(&self, descriptors: Vec<OwnedFd>) -> Response {
+        let Some(seed) = &self.inherited else { return refused(&Refusal::NotASeed) };
+        seed.save(descriptors).map_or_else(|error| refused(&error), |()| Response::Done)
     }
 }
 
@@ -309,7 +358,7 @@ enum Refusal {
     Started,
     #[error("only a seed is saved: a child of a fork that has not been started")]
     NotASeed,
-    #[error("a forked monitor starts from its fork, and any other from a boot")]
+    #[error("a forked monitor starts from its fork, and any other from a boot or a checkpoint")]
     Origin,
     #[error("{asked} children with {listeners} sockets; 1 to {MAX_CHILDREN} children have one each")]
     Children { asked: u32, listeners: usize },

@@ -8,6 +8,7 @@ use crate::image::{DiskImage, Image, PAGE};
 use crate::machine::MachineState;
 use crate::owner::Events;
 use crate::platform::{Host, Platform, PlatformError, Twin};
+use crate::server::{Arriving, FillError};
 use crate::vcpu::{self, Context, VcpuThread};
 use pando_disk::Disk;
 use pando_sys::{SysError, VcpuState};
@@ -32,6 +33,8 @@ pub(crate) struct Vm {
     parked: Receiver<Parked>,
     /// What children write first.
     pub(crate) expected: WorkingSet,
+    /// What brings its memory, or has brought it.
+    pub(crate) arriving: Option<Arc<Arriving>>,
     /// The vCPUs' states while all stand still.
     paused: Option<Vec<VcpuState>>,
     /// Whether the guest had ended when they were last seen to stand still.
@@ -47,6 +50,9 @@ pub(crate) enum StartError {
     /// Its disk.
     #[error("cannot open the disk")]
     Disk(#[from] pando_disk::OpenError),
+    /// What is on it.
+    #[error("cannot restore the disk")]
+    Fill(#[from] FillError),
     /// Its devices.
     #[error("cannot set up the devices")]
     Platform(#[from] PlatformError),
@@ -65,7 +71,7 @@ impl Vm {
         timings: &mut StartTimings,
     ) -> Result<Self, StartError> {
         let mut clock = Stopwatch(Instant::now());
-        let Image { machine, memory, disk, expected } = image;
+        let Image { machine, memory, disk, expected, arriving } = image;
         let mut vm = pando_sys::Vm::create(&files.kvm)?;
         timings.create_vm_us = clock.lap_us();
         vm.map_memory(memory.clone())?;
@@ -95,7 +101,7 @@ impl Vm {
         let platform = Platform::build(&machine.platform, twin, disk, host, Arc::clone(&vm), &memory, gate.closed())?;
         let started = Self::spawn(vm, memory, Arc::new(platform), gate, machine, vcpus, events);
         timings.devices_us = clock.lap_us();
-        Ok(Self { expected, ..started.map_err(StartError::Thread)? })
+        Ok(Self { expected, arriving, ..started.map_err(StartError::Thread)? })
     }
 
     fn spawn(
@@ -120,8 +126,8 @@ impl Vm {
         let vcpus = threads.collect::<Result<_, _>>()?;
         let devices = device_loop::spawn(Arc::clone(&platform), Arc::clone(&gate), send_parked)?;
         let (msrs, paused) = (machine.msrs, Some(machine.vcpus));
-        let expected = WorkingSet::default();
-        Ok(Self { platform, memory, expected, msrs, vm, gate, vcpus, devices, parked, paused, has_ended: false })
+        let (expected, arriving, has_ended) = (WorkingSet::default(), None, false);
+        Ok(Self { platform, memory, expected, arriving, msrs, vm, gate, vcpus, devices, parked, paused, has_ended })
     }
 
     /// Where in its life the VM is.
@@ -245,12 +251,17 @@ fn map_ahead(vcpu: &pando_sys::Vcpu, expected: &WorkingSet) {
     }
 }
 
-fn open_disk(image: DiskImage, files: pando_disk::Files) -> Result<Disk, pando_disk::OpenError> {
-    match image {
-        DiskImage::Fresh { len_bytes } => Disk::create(files, len_bytes),
-        DiskImage::Kept { inherited_journals } => Disk::recover(files, inherited_journals),
-        DiskImage::Sealed(sealed) => Disk::branch(*sealed, files),
-    }
+fn open_disk(image: DiskImage, files: pando_disk::Files) -> Result<Disk, StartError> {
+    Ok(match image {
+        DiskImage::Fresh { len_bytes } => Disk::create(files, len_bytes)?,
+        DiskImage::Kept { inherited_journals } => Disk::recover(files, inherited_journals)?,
+        DiskImage::Sealed(sealed) => Disk::branch(*sealed, files)?,
+        DiskImage::Stored { len_bytes, server } => {
+            let mut disk = Disk::create(files, len_bytes)?;
+            server.fill(&mut disk)?;
+            disk
+        }
+    })
 }
 
 /// Measures one step after the other.

@@ -29,6 +29,7 @@ fn ended(toys: &mut Toys) -> Vm {
                 assert_eq!(ending, Ending::PowerOff);
                 return vm;
             }
+            Some(Event::MemoryIsThere | Event::MemoryIsLost(_)) => panic!("its memory was there from the beginning"),
             None => assert!(Instant::now() < deadline, "the guest does not power off"),
         }
         thread::sleep(Duration::from_millis(1));

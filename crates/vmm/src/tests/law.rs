@@ -67,7 +67,7 @@ fn a_vm_that_is_saved_restored_and_saved_again_is_the_same_but_for_its_clocks() 
         vm.platform.seal_disk();
         let disk = DiskImage::Sealed(Box::new(vm.platform.take_disk().unwrap().into_sealed()));
         let (memory, expected) = (vm.memory.clone(), WorkingSet::default());
-        let mut restored = toys.start(Image { machine, memory, disk, expected });
+        let mut restored = toys.start(Image { machine, memory, disk, expected, arriving: None });
         restored.read_again().unwrap(); // What it was started with is not what is asked for.
         let mut broken = fields::differences(&before, &state(&restored).1);
         broken.retain(|(name, _)| !CLOCKS.iter().any(|(clock, _)| name.ends_with(clock)));

@@ -1,0 +1,141 @@
+//! The monitor's end of a page server: where the memory of a VM comes from that was saved, and the blocks of its disk.
+
+use crate::complaints::{chain, say};
+use crate::gate::lock;
+use crate::owner::{Event, Events};
+use pando_disk::{BLOCK_BYTES, Disk, FlushError, WriteError};
+use pando_memory::pager::{End, FetchError, Fetched, PageSource, Pager, Wanted};
+use pando_wire::pages::{AskError, Client};
+use pando_wire::saved::PAGE_BYTES;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::Duration;
+
+/// How long the server may take to note what the guest waited for: it is only a hint.
+const NOTE_LIMIT: Duration = Duration::from_secs(1);
+/// How long the owner has to end the VM when its memory is lost. It may itself wait for a page of it.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
+/// One connection, and who uses it now.
+type Lane = Mutex<Client<UnixStream>>;
+
+/// The connections to a page server: some for what the guest waits for, some for the rest.
+pub(crate) struct PageServer {
+    urgent: Vec<Lane>,
+    others: Vec<Lane>,
+    chunk_pages: u32,
+}
+
+/// Why the disk was not filled.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FillError {
+    /// The server.
+    #[error("cannot fetch the disk's blocks")]
+    Fetch(#[from] AskError),
+    /// The disk.
+    #[error("cannot write the disk's blocks")]
+    Write(#[from] WriteError),
+    /// The disk, in the end.
+    #[error("cannot make the disk's blocks durable")]
+    Flush(#[from] FlushError),
+}
+
+impl PageServer {
+    /// Over `clients`, at least two, which reads `chunk_pages` at once.
+    pub(crate) fn new(clients: Vec<Client<UnixStream>>, chunk_pages: u32) -> Self {
+        let mut urgent: Vec<_> = clients.into_iter().map(Lane::new).collect();
+        let others = urgent.split_off(urgent.len() / 2);
+        Self { urgent, others, chunk_pages }
+    }
+
+    /// A connection that is free, or that will be.
+    fn lane(&self, is_urgent: bool) -> MutexGuard<'_, Client<UnixStream>> {
+        let lanes = if is_urgent { &self.urgent } else { &self.others };
+        lanes.iter().find_map(|lane| lane.try_lock().ok()).unwrap_or_else(|| lock(&lanes[0]))
+    }
+
+    /// Writes all blocks that the server has to a new disk, durably: its guest believes that they are.
+    pub(crate) fn fill(&self, disk: &mut Disk) -> Result<(), FillError> {
+        // Nothing runs yet that would wait for a page, while the others are taken again and again.
+        let mut client = self.lane(true);
+        let (mut next, mut bytes) = (0, Vec::new());
+        while let Some(first) = client.disk(next, &mut bytes)? {
+            disk.write_at(first.saturating_mul(BLOCK_BYTES), &bytes)?;
+            next = first + (bytes.len() / PAGE_BYTES) as u64; // `write_at` has found it to be on the disk.
+        }
+        Ok(disk.flush()?)
+    }
+}
+
+/// A page server as a source of pages. Whatever goes wrong is final: there is no other server to ask.
+pub(crate) struct Source(pub(crate) Arc<PageServer>);
+
+impl PageSource for Source {
+    fn chunk_pages(&self) -> u32 {
+        self.0.chunk_pages
+    }
+
+    fn fetch(&self, wanted: &Wanted, fetched: &mut Fetched) -> Result<(), FetchError> {
+        let lost = |error: AskError| FetchError::Final(error.into());
+        let mut client = self.0.lane(wanted.is_urgent);
+        let runs = client.memory(wanted.pages.start, wanted.pages.len() as u32).map_err(lost)?;
+        for run in runs {
+            match run.is_data {
+                true => client.read(fetched.data(run.pages)?).map_err(lost)?,
+                false => fetched.zeroes(run.pages)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Memory that is on its way, or was.
+pub(crate) struct Arriving {
+    pub(crate) pager: Pager,
+    pub(crate) server: Arc<PageServer>,
+}
+
+impl Arriving {
+    /// Whether pages are missing.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.pager.missing_pages() > 0
+    }
+
+    /// Everything is there: tells the server what the guest waited for, so that it need not the next time, and lets the
+    /// server go.
+    pub(crate) fn finish(&self) {
+        let recorded = self.pager.recorded();
+        if !recorded.is_empty() {
+            let mut client = self.server.lane(true);
+            let is_limited = client.stream().set_read_timeout(Some(NOTE_LIMIT)).is_ok()
+                && client.stream().set_write_timeout(Some(NOTE_LIMIT)).is_ok();
+            // Without it, the next one waits as this one did.
+            let _ = is_limited && client.record(recorded).is_ok();
+        }
+        for lane in self.server.urgent.iter().chain(&self.server.others) {
+            // It may be gone by itself.
+            let _ = lock(lane).stream().shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// Tells the owner how the pager ended. Where memory is lost, the owner may be one of those who wait for it, for ever: so
+/// if it does not end the process soon, this does.
+pub(crate) fn tell(end: End, events: &Events) {
+    let error = match end {
+        End::Complete(_) => return events.send(Event::MemoryIsThere),
+        End::Failed(error) => error,
+    };
+    let lines = chain(&error);
+    events.send(Event::MemoryIsLost(lines.join(": ")));
+    let end = move || {
+        thread::sleep(END_LIMIT);
+        say(&format!("error: the guest cannot go on\n  because: {}", lines.join("\n  because: ")));
+        std::process::exit(1)
+    };
+    if thread::Builder::new().name("memory-is-lost".into()).spawn(end).is_err() {
+        std::process::exit(1);
+    }
+}

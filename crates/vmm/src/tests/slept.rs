@@ -1,0 +1,97 @@
+//! A machine whose state was kept, as bytes, and that goes on later.
+
+use super::fields;
+use super::law::{WITNESS, wait_for_laps};
+use super::toys::{MEMORY, Toys};
+use crate::image::{DiskImage, Image};
+use crate::machine::{DecodeError, MachineState};
+use crate::vm::Vm;
+use pando_sys::Tsc;
+use pando_wire::control::WorkingSet;
+use pando_wire::saved::Machine;
+use std::thread;
+use std::time::Duration;
+
+fn state(vm: &Vm) -> MachineState {
+    vm.machine_state().unwrap().unwrap()
+}
+
+/// A machine in use, its state, and that as bytes.
+fn kept(toys: &mut Toys) -> (Vm, MachineState, Vec<u8>) {
+    let mut vm = toys.boot(&WITNESS.guest(MEMORY));
+    vm.resume();
+    wait_for_laps(toys, 6);
+    vm.pause().unwrap();
+    let machine = state(&vm);
+    let bytes = machine.encode().unwrap();
+    (vm, machine, bytes)
+}
+
+/// Goes on with `machine` and the rest of `vm`.
+fn go_on(toys: &mut Toys, vm: &Vm, machine: MachineState) -> Vm {
+    vm.platform.seal_disk();
+    let disk = DiskImage::Sealed(Box::new(vm.platform.take_disk().unwrap().into_sealed()));
+    let (memory, expected) = (vm.memory.clone(), WorkingSet::default());
+    let mut next = toys.start(Image { machine, memory, disk, expected, arriving: None });
+    next.read_again().unwrap();
+    next
+}
+
+#[test]
+fn a_machine_that_was_kept_as_bytes_is_the_same() {
+    let Some(mut toys) = Toys::new() else { return };
+    let (_vm, machine, bytes) = kept(&mut toys);
+    let decoded = MachineState::decode(&machine.described(), &bytes).unwrap();
+    let broken = fields::differences(&fields::of(&machine), &fields::of(&decoded));
+    assert!(broken.is_empty(), "{broken:#?}");
+    assert_eq!(decoded.encode().unwrap(), bytes);
+    assert!(machine.described().cpu_features.iter().any(|feature| feature == "sse2"));
+}
+
+#[test]
+fn bytes_that_are_no_machine_of_this_build_are_refused() {
+    let Some(mut toys) = Toys::new() else { return };
+    let (_vm, machine, bytes) = kept(&mut toys);
+    let ours = machine.described();
+    for other in [
+        Machine { kind: "other".into(), ..ours.clone() },
+        Machine { version: ours.version + 1, ..ours.clone() },
+        Machine { arch: "arm64".into(), ..ours.clone() },
+    ] {
+        assert!(matches!(MachineState::decode(&other, &bytes), Err(DecodeError::Foreign { .. })), "{other:?}");
+    }
+    let malformed = |bytes: &[u8]| matches!(MachineState::decode(&ours, bytes), Err(DecodeError::Malformed));
+    assert!((0..bytes.len()).step_by(997).all(|len| malformed(&bytes[..len])), "one that is cut");
+    assert!(malformed(&[&bytes[..], &[0]].concat()), "one with something behind it");
+    let many = MachineState { vcpus: vec![machine.vcpus[0].clone(); 33], ..machine.clone() };
+    assert!(malformed(&many.encode().unwrap()), "one with more CPUs than there can be");
+    assert!(malformed(&MachineState { vcpus: Vec::new(), ..machine }.encode().unwrap()), "one with none");
+}
+
+#[test]
+fn a_machine_that_slept_has_not_seen_the_time_pass() {
+    let Some(mut toys) = Toys::new() else { return };
+    let (vm, before, bytes) = kept(&mut toys);
+    let ticks_since = |vm: &Vm, before: &MachineState| state(vm).vcpus[0].tsc_now - before.vcpus[0].tsc_now;
+
+    thread::sleep(Duration::from_secs(2));
+    let mut machine = MachineState::decode(&before.described(), &bytes).unwrap();
+    machine.wake();
+    let wanted: Vec<Tsc> = machine.vcpus.iter().map(|vcpu| vcpu.tsc).collect();
+    let slept = go_on(&mut toys, &vm, machine);
+    let got: Vec<Tsc> = state(&slept).vcpus.iter().map(|vcpu| vcpu.tsc).collect();
+    if got != wanted {
+        eprintln!("skipped: on this KVM, a guest's TSC is the host's");
+        return;
+    }
+    let while_awake = ticks_since(&slept, &before);
+
+    // The same once more, as a fork has it: there, time goes on.
+    let before = state(&slept);
+    thread::sleep(Duration::from_secs(2));
+    let mut forked = go_on(&mut toys, &slept, before.clone());
+    let in_two_seconds = ticks_since(&forked, &before);
+    assert!(while_awake < in_two_seconds / 2, "{while_awake} ticks, and {in_two_seconds} in two seconds");
+    forked.resume();
+    wait_for_laps(&toys, 6);
+}
