@@ -62,6 +62,11 @@ impl Failure {
         self
     }
 
+    /// What could not be done, then its causes, outermost first.
+    pub(crate) fn lines(&self) -> &[String] {
+        &self.lines
+    }
+
     /// The status it exits with.
     pub(crate) fn code(&self) -> u8 {
         self.code

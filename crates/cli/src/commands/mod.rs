@@ -24,6 +24,7 @@ mod completions;
 mod daemon;
 mod doctor;
 mod machine;
+mod pages;
 mod vmm;
 
 // Shared: one request for each of several VMs.
@@ -55,6 +56,7 @@ pub(crate) enum Command {
     Machine(machine::Args),
     Daemon(daemon::Args),
     Vmm(vmm::Args),
+    Pages(pages::Args),
     Completions(completions::Args),
 }
 
@@ -86,6 +88,7 @@ impl Command {
             Self::Machine(args) => machine::run(args, context),
             Self::Daemon(args) => daemon::run(args),
             Self::Vmm(args) => Ok(vmm::run(args)),
+            Self::Pages(args) => pages::run(&args),
             Self::Completions(args) => completions::run(args),
         }
     }

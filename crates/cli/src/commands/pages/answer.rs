@@ -1,0 +1,149 @@
+//! What a checkpoint answers.
+
+use crate::failure::Failure;
+use pando_store::{Checkpoint, Layer, OpenCheckpoint, PAGE_BYTES, Page, ReadError, Store};
+use pando_wire::pages::{Answer, Ask, Description, MAX_EXPECTED, MAX_PAGES, Run};
+use pando_wire::saved::{MAX_PAGES_AT_ONCE, Machine};
+use std::error::Error;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+/// A checkpoint that is served. Any number of threads may ask.
+pub(super) struct Served {
+    store: Store,
+    open: OpenCheckpoint,
+    memory: Layer,
+    disk: Layer,
+    /// What is wanted first: what was noted, and what is being noted.
+    expected: Mutex<Vec<(u32, u32)>>,
+}
+
+impl Served {
+    pub(super) fn open(store: &Path, name: &str) -> Result<Self, Failure> {
+        let store = Store::open(store)?;
+        let open = store.open_checkpoint(name)?;
+        let Checkpoint { disks, .. } = open.checkpoint();
+        let (memory, disk) = match (open.memory()?, &disks[..]) {
+            (Some(memory), [disk]) => (memory, open.layer(*disk)?),
+            _ => return Err(Failure::new("it is not a machine with memory and one disk")),
+        };
+        let expected = expected(&store, &memory);
+        Ok(Self { store, open, memory, disk, expected: Mutex::new(expected) })
+    }
+
+    /// The answer, and the bytes behind it, which are left in `bytes`.
+    pub(super) fn answer(&self, ask: &Ask, bytes: &mut Vec<u8>) -> Answer {
+        bytes.clear();
+        let answer = match ask {
+            Ask::Describe => Ok(self.describe(bytes)),
+            Ask::Memory(first, pages) => self.memory(*first, *pages, bytes),
+            Ask::Disk(first) => self.disk(*first, bytes),
+            Ask::Recorded(runs) => {
+                self.note(runs);
+                Ok(Answer::Noted)
+            }
+        };
+        answer.unwrap_or_else(|error| {
+            bytes.clear();
+            Answer::Lost(chain(&error))
+        })
+    }
+
+    fn describe(&self, bytes: &mut Vec<u8>) -> Answer {
+        let machine = &self.open.checkpoint().machine;
+        bytes.extend_from_slice(&machine.state);
+        let chunk_pages = self.memory.manifest().chunk_pages();
+        Answer::Described(Description {
+            machine: Machine {
+                kind: machine.kind.clone(),
+                version: machine.version,
+                arch: machine.arch.clone(),
+                cpu_features: machine.cpu_features.clone(),
+            },
+            state_bytes: u32::try_from(machine.state.len()).unwrap_or(u32::MAX), // Which nobody believes.
+            memory_pages: self.memory.pages(),
+            disk_pages: self.disk.pages(),
+            // Others are possible, and then read as they come.
+            chunk_pages: if chunk_pages.is_power_of_two() { chunk_pages } else { 1 },
+            expected: self.expected.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        })
+    }
+
+    fn memory(&self, first: u32, pages: u32, bytes: &mut Vec<u8>) -> Result<Answer, ReadError> {
+        let mut runs: Vec<Run> = Vec::new();
+        for page in (u64::from(first)..).take(pages.min(MAX_PAGES) as usize) {
+            let is_data = read(&self.memory, page, bytes)? == Page::Data;
+            match runs.last_mut().filter(|run| run.is_data == is_data) {
+                Some(run) => run.pages += 1,
+                None => runs.push(Run { pages: 1, is_data }),
+            }
+        }
+        Ok(Answer::Pages(runs))
+    }
+
+    fn disk(&self, first: u64, bytes: &mut Vec<u8>) -> Result<Answer, ReadError> {
+        let Some(first) = next_held(&self.disk, first) else { return Ok(Answer::Blocks(first, 0)) };
+        let mut blocks = 0;
+        while blocks < MAX_PAGES_AT_ONCE && first + u64::from(blocks) < self.disk.pages() {
+            match read(&self.disk, first + u64::from(blocks), bytes)? {
+                Page::Absent => break,
+                Page::Zero => bytes.resize(bytes.len() + PAGE_BYTES, 0),
+                Page::Data => (),
+            }
+            blocks += 1;
+        }
+        Ok(Answer::Blocks(first, blocks))
+    }
+
+    /// Notes pages behind those that were noted before. They are a hint, so nobody is told where that fails.
+    fn note(&self, runs: &[(u32, u32)]) {
+        let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        expected.extend_from_slice(runs);
+        expected.truncate(MAX_EXPECTED);
+        let pages: Vec<_> = expected.iter().map(|run| range(*run)).collect();
+        let _ = self.store.note_working_set(self.memory.id(), &pages);
+    }
+}
+
+/// Adds the bytes of a page, if it has any.
+fn read(layer: &Layer, page: u64, bytes: &mut Vec<u8>) -> Result<Page, ReadError> {
+    let mut buffer = [0; PAGE_BYTES];
+    let what = layer.read_page(page, &mut buffer)?;
+    if what == Page::Data {
+        bytes.extend_from_slice(&buffer);
+    }
+    Ok(what)
+}
+
+/// The first page at or behind `from` that a layer says something about.
+fn next_held(layer: &Layer, from: u64) -> Option<u64> {
+    let chunk_pages = u64::from(layer.manifest().chunk_pages());
+    let spans = layer.manifest().spans();
+    let begin = spans.partition_point(|span| (span.index + 1) * chunk_pages <= from);
+    spans[begin..].iter().find_map(|span| {
+        let mut held = (0..chunk_pages).filter(|bit| span.held >> bit & 1 == 1);
+        held.find_map(|bit| Some(span.index * chunk_pages + bit).filter(|page| from <= *page))
+    })
+}
+
+fn expected(store: &Store, memory: &Layer) -> Vec<(u32, u32)> {
+    let noted = store.working_set(memory.id()).unwrap_or_default();
+    let run = |run: Range<u64>| Some((u32::try_from(run.start).ok()?, u32::try_from(run.end - run.start).ok()?));
+    noted.into_iter().filter_map(run).take(MAX_EXPECTED).collect()
+}
+
+fn range((first, pages): (u32, u32)) -> Range<u64> {
+    u64::from(first)..u64::from(first) + u64::from(pages)
+}
+
+/// An error and its causes, outermost first.
+fn chain(error: &dyn Error) -> Vec<String> {
+    let mut lines = vec![error.to_string()];
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        lines.push(error.to_string());
+        cause = error.source();
+    }
+    lines
+}

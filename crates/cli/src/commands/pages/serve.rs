@@ -1,0 +1,58 @@
+//! A checkpoint becomes pages: a thread for each connection of the monitor, until all are closed.
+
+use super::answer::Served;
+use crate::failure::Failure;
+use pando_wire::control::Connection;
+use pando_wire::frame;
+use pando_wire::pages::{Answer, Ask, Serve};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+use std::thread;
+
+pub(super) fn run(store: &Path, name: &str) -> Result<ExitCode, Failure> {
+    let mut connections = connections().map_err(|failure| failure.under("standard input brings no connections"))?;
+    match Served::open(store, name) {
+        Ok(served) => {
+            thread::scope(|scope| {
+                for connection in &mut connections {
+                    // A connection that breaks is the monitor's to notice.
+                    scope.spawn(|| serve(connection, |ask, bytes| served.answer(ask, bytes)));
+                }
+            });
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(failure) => {
+            let failure = failure.under(format!("cannot serve checkpoint {name}"));
+            // The first one is where a monitor asks what there is.
+            if let Some(first) = connections.first_mut() {
+                let _ = serve(first, |_, _| Answer::Lost(failure.lines().to_vec()));
+            }
+            Err(failure)
+        }
+    }
+}
+
+fn connections() -> Result<Vec<UnixStream>, Failure> {
+    let packets = Connection::from_fd(io::stdin().as_fd().try_clone_to_owned()?);
+    match packets.receive::<Serve>()? {
+        Some((Serve { connections }, sockets)) if connections as usize == sockets.len() => {
+            Ok(sockets.into_iter().map(UnixStream::from).collect())
+        }
+        Some(_) => Err(Failure::new("there are not as many as it says")),
+        None => Err(Failure::new("its other end is closed")),
+    }
+}
+
+/// Answers until the connection is closed.
+fn serve(connection: &mut UnixStream, answer: impl Fn(&Ask, &mut Vec<u8>) -> Answer) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    while let Some(ask) = frame::read(connection)? {
+        let mut whole = frame::encode(&answer(&ask, &mut bytes))?;
+        whole.extend_from_slice(&bytes);
+        connection.write_all(&whole)?;
+    }
+    Ok(())
+}
