@@ -5,10 +5,12 @@
 
 mod figures; // medians, and how a figure and its bound are printed
 mod monitor; // `pando vmm`, driven over its control socket
+mod checkpoint; // the same, kept as a seed, saved and restored
 mod toy; // the guest
 mod witness; // another one, with several CPUs and devices
 mod relay; // and one whose CPUs wait for each other
 
+pub use checkpoint::{PageServer, serve};
 pub use figures::{bound, median, median_of, mib, percentile, row, table, took};
 pub use monitor::{Child, Guest, Monitor, MonitorError, usable_kvm};
 pub use relay::Relay;

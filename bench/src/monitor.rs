@@ -25,12 +25,12 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// A running monitor with a toy guest. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Monitor {
-    dir: Arc<TempDir>,
+    pub(crate) dir: Arc<TempDir>,
     /// Those of its ancestors, which hold the files below and outlive them.
-    ancestors: Vec<Arc<TempDir>>,
-    base: PathBuf,
+    pub(crate) ancestors: Vec<Arc<TempDir>>,
+    pub(crate) base: PathBuf,
     /// The data files of the layers that the disk inherited, oldest first.
-    inherited: Vec<PathBuf>,
+    pub(crate) inherited: Vec<PathBuf>,
     /// The monitor that was started here; a child of a fork is somebody else's to reap.
     process: Option<std::process::Child>,
 }
@@ -115,43 +115,57 @@ impl Monitor {
 
     /// Starts the `pando` at `pando` as a monitor and boots `guest` in it.
     pub fn boot_guest(pando: &Path, guest: &Guest) -> Result<Self, MonitorError> {
+        let monitor = Self::spawn(pando)?;
+        let at = |name: &str| monitor.dir.path().join(name);
+        fs::write(at("toy"), &guest.kernel)?;
+        fs::write(at("initramfs"), b"")?;
+        let files = [File::open(at("toy"))?.into(), File::open(at("initramfs"))?.into()];
+        monitor.start(Origin::Boot(guest.boot()), files.into())?;
+        Ok(monitor)
+    }
+
+    /// Starts the `pando` at `pando` as a monitor, with nothing in it yet.
+    pub(crate) fn spawn(pando: &Path) -> Result<Self, MonitorError> {
         let dir = Arc::new(tempfile::tempdir()?);
-        let (base, kernel, initramfs) = (dir.path().join("base"), dir.path().join("toy"), dir.path().join("initramfs"));
+        let base = dir.path().join("base");
         fs::write(&base, vec![0; DISK_BYTES as usize])?;
-        fs::write(&kernel, &guest.kernel)?;
-        fs::write(&initramfs, b"")?;
         let listener = Listener::bind(&dir.path().join("control"))?;
         let process = Command::new(pando)
             .args(["vmm", "--name", "toy"])
             .stdin(Stdio::from(listener.into_fd()))
             .stdout(Stdio::null())
             .spawn()?;
-        let monitor = Self { dir, ancestors: Vec::new(), base, inherited: Vec::new(), process: Some(process) };
-        monitor.start(Origin::Boot(guest.boot()), &[kernel, initramfs])?;
-        Ok(monitor)
+        Ok(Self { dir, ancestors: Vec::new(), base, inherited: Vec::new(), process: Some(process) })
+    }
+
+    /// A monitor that a fork is going to make, and the socket it is to be given.
+    pub(crate) fn unborn(&self) -> Result<(Self, Listener), MonitorError> {
+        let dir = Arc::new(tempfile::tempdir()?);
+        let listener = Listener::bind(&dir.path().join("control"))?;
+        let ancestors = self.ancestors.iter().chain([&self.dir]).cloned().collect();
+        Ok((Self { dir, ancestors, base: self.base.clone(), inherited: self.layers(), process: None }, listener))
+    }
+
+    /// The data files that a child inherits. What was not started has no layer of its own.
+    pub(crate) fn layers(&self) -> Vec<PathBuf> {
+        let own = self.dir.path().join("data");
+        self.inherited.iter().cloned().chain(own.exists().then_some(own)).collect()
     }
 
     /// Forks the VM. Every child has its `Start` waiting before the fork is asked for.
     pub fn fork(&self, count: u32) -> Result<(ForkTimings, Vec<Child>), MonitorError> {
-        let mut inherited = self.inherited.clone();
-        inherited.push(self.dir.path().join("data"));
         let mut starting = Vec::new();
         let mut listeners = Vec::new();
         for _ in 0..count {
-            let dir = Arc::new(tempfile::tempdir()?);
-            listeners.push(Listener::bind(&dir.path().join("control"))?);
-            let ancestors = self.ancestors.iter().chain([&self.dir]).cloned().collect();
-            let (base, inherited) = (self.base.clone(), inherited.clone());
-            let monitor = Self { dir, ancestors, base, inherited, process: None };
+            let (monitor, listener) = self.unborn()?;
+            listeners.push(listener);
             starting.push(thread::spawn(move || {
-                let timings = monitor.start(Origin::Fork, &[])?;
+                let timings = monitor.start(Origin::Fork, Vec::new())?;
                 Ok(Child { monitor, timings })
             }));
         }
         let fds: Vec<_> = listeners.iter().map(|listener| listener.as_fd()).collect();
-        let connection = self.connect()?;
-        connection.send(&Request::Fork(Fork { children: count }), &fds)?;
-        let forked = receive(&connection)?;
+        let forked = self.ask_with(&Request::Fork(Fork { children: count }), &fds)?;
         drop(listeners);
         let children: Result<Vec<_>, MonitorError> = starting
             .into_iter()
@@ -177,7 +191,8 @@ impl Monitor {
         }
     }
 
-    fn ask_with(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<Response, MonitorError> {
+    /// Sends one request with descriptors.
+    pub(crate) fn ask_with(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<Response, MonitorError> {
         let connection = self.connect()?;
         connection.send(request, descriptors)?;
         receive(&connection)
@@ -222,7 +237,8 @@ impl Monitor {
         Ok(connection)
     }
 
-    fn start(&self, origin: Origin, boot_files: &[PathBuf]) -> Result<StartTimings, MonitorError> {
+    /// Starts what `origin` says; `more` are the descriptors that belong to that.
+    pub(crate) fn start(&self, origin: Origin, more: Vec<OwnedFd>) -> Result<StartTimings, MonitorError> {
         let at = |name: &str| self.dir.path().join(name);
         let console = File::options().append(true).create(true).open(at("console"))?;
         let vsock = UnixListener::bind(at("vsock"))?;
@@ -233,9 +249,7 @@ impl Monitor {
         }
         fds.push(read_write(&at("data"))?.into());
         fds.push(read_write(&at("journal"))?.into());
-        for file in boot_files {
-            fds.push(File::open(file)?.into());
-        }
+        fds.extend(more);
         let inherited_layers = self.inherited.len() as u32;
         let layer = at("data").display().to_string();
         let start = Start { origin, generation: new_generation(), inherited_layers, layer };

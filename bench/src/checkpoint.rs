@@ -1,0 +1,75 @@
+//! Seeds, what is saved of them, and VMs that begin from that.
+
+use crate::monitor::{Guest, Monitor, MonitorError};
+use pando_wire::control::{Connection, Fork, Origin, PAGES_CONNECTIONS, Request, Response, Restore};
+use pando_wire::pages::Serve;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+/// A page server, and a monitor's ends of the connections to it.
+#[derive(Debug)]
+pub struct PageServer {
+    /// It ends when the connections are closed.
+    pub process: Child,
+    /// For [`Monitor::restore`].
+    pub connections: Vec<UnixStream>,
+}
+
+/// Starts the `pando` at `pando` as a page server for a checkpoint of this name.
+pub fn serve(pando: &Path, store: &Path, name: &str) -> io::Result<PageServer> {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let process = pages(pando, "serve", store, name).stdin(Stdio::from(theirs)).spawn()?;
+    let pairs: Vec<_> = (0..PAGES_CONNECTIONS).map(|_| UnixStream::pair()).collect::<Result<_, _>>()?;
+    let (connections, servers): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+    let fds: Vec<_> = servers.iter().map(|server| server.as_fd()).collect();
+    Connection::from_fd(ours).send(&Serve { connections: PAGES_CONNECTIONS as u32 }, &fds)?;
+    Ok(PageServer { process, connections })
+}
+
+impl Monitor {
+    /// Forks the VM into a child that nobody starts.
+    pub fn seed(&self) -> Result<Self, MonitorError> {
+        let (seed, listener) = self.unborn()?;
+        match self.ask_with(&Request::Fork(Fork { children: 1 }), &[listener.as_fd()])? {
+            Response::Forked(_) => Ok(seed),
+            other => Err(MonitorError::Answer(format!("{other:?}"))),
+        }
+    }
+
+    /// Saves a seed into a store, with the `pando` at `pando`. What that printed.
+    pub fn save(&self, pando: &Path, store: &Path, name: &str) -> Result<String, MonitorError> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let mut fds: Vec<OwnedFd> = vec![theirs.into()];
+        for layer in self.layers() {
+            fds.push(File::open(layer)?.into());
+        }
+        let borrowed: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+        self.ask_with(&Request::Save, &borrowed)?;
+        drop(fds); // So that the stream ends with its writer.
+        let saved = pages(pando, "save", store, name).stdin(Stdio::from(OwnedFd::from(ours))).output()?;
+        match saved.status.success() {
+            true => Ok(String::from_utf8_lossy(&saved.stdout).into_owned()),
+            false => Err(MonitorError::Answer(String::from_utf8_lossy(&saved.stderr).into_owned())),
+        }
+    }
+
+    /// Starts the `pando` at `pando` as a monitor that goes on with what was saved of `guest`, as its twin.
+    pub fn restore(pando: &Path, guest: &Guest, connections: Vec<UnixStream>) -> Result<Self, MonitorError> {
+        let Guest { vcpus, memory_bytes, disk_bytes, .. } = *guest;
+        let monitor = Self::spawn(pando)?;
+        let origin = Origin::Checkpoint(Restore { vcpus, memory_bytes, disk_bytes, is_twin: true });
+        monitor.start(origin, connections.into_iter().map(OwnedFd::from).collect())?;
+        Ok(monitor)
+    }
+}
+
+fn pages(pando: &Path, what: &str, store: &Path, name: &str) -> Command {
+    let mut command = Command::new(pando);
+    command.args(["pages", what, "--name", name, "--store"]).arg(store);
+    command
+}

@@ -1,0 +1,377 @@
+//! What a seed promises, and what comes back of one that was saved: the same witnesses as for a fork, which look at
+//! memory, registers and disk at every step.
+
+use crate::instant::{boot, wait_for_laps};
+use crate::{LIMIT, MEMORY, PANDO};
+use pando_bench::{Child, Guest, Monitor, MonitorError, PageServer, Told, Witness, serve};
+use pando_store::{Layer, Page, Store};
+use pando_wire::control::{Connection, Ending, PAGES_CONNECTIONS, Phase, Request, Response, WorkingSet};
+use pando_wire::frame;
+use pando_wire::pages::{Ask, Client};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const WITNESS: Witness = Witness { vcpus: 2, pages: 16, records: 4 };
+/// So many laps that every page and every record that was there before is looked at.
+const ALL: usize = WITNESS.records as usize + 2;
+
+fn seed() -> Option<(Monitor, Monitor)> {
+    let parent = boot(WITNESS)?;
+    wait_for_laps(&parent, WITNESS, ALL, LIMIT);
+    let seed = parent.seed().unwrap();
+    Some((parent, seed))
+}
+
+fn save(seed: &Monitor, store: &Path, name: &str) {
+    let printed = seed.save(PANDO.as_ref(), store, name).unwrap();
+    let sizes: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    let memory = serde_json::json!(MEMORY + WITNESS.guest(MEMORY).disk_bytes);
+    assert_eq!(sizes["logical_bytes"], memory, "{printed}");
+    assert!(sizes["stored_bytes"].is_u64(), "{printed}");
+}
+
+fn restore(connections: Vec<UnixStream>) -> Result<Monitor, MonitorError> {
+    Monitor::restore(PANDO.as_ref(), &WITNESS.guest(MEMORY), connections)
+}
+
+fn phase(monitor: &Monitor) -> Phase {
+    let Response::Status(status) = monitor.ask(&Request::Status).unwrap() else { panic!("no status") };
+    status.phase
+}
+
+/// The lap that each CPU came to first in this monitor, once all have.
+fn next_laps(monitor: &Monitor) -> Vec<u8> {
+    let console = monitor.console().unwrap();
+    let next = |cpu| {
+        console.iter().find_map(|byte| match Told::from_byte(*byte) {
+            Told::Lap(whose, lap) if whose == cpu => Some(lap),
+            _ => None,
+        })
+    };
+    (0..WITNESS.vcpus).map(|cpu| next(cpu).unwrap()).collect()
+}
+
+/// Tries until it works.
+fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        if let Some(done) = attempt() {
+            return done;
+        }
+        assert!(Instant::now() < deadline, "{what} did not come");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn twenty_children_of_a_seed_part_ways_and_it_stays_a_seed() {
+    let Some((parent, seed)) = seed() else { return };
+    wait_for_laps(&parent, WITNESS, 2, LIMIT);
+    let expected = WorkingSet(vec![((4 << 20) / 4096, 16)]);
+    assert_eq!(seed.ask(&Request::Expect(expected)).unwrap(), Response::Done);
+    let (timings, children) = seed.fork(20).unwrap();
+    assert_eq!((timings.expected_pages, timings.pause_us), (16, timings.fork_us));
+    drop(parent); // Nobody needs it.
+    let ask = |child: &Child, request| assert_eq!(child.monitor.ask(&request).unwrap(), Response::Done);
+    children.iter().for_each(|child| ask(child, Request::Pause)); // All have run, and each now has the CPUs to itself.
+    for child in &children {
+        ask(child, Request::Resume);
+        wait_for_laps(&child.monitor, WITNESS, ALL, LIMIT);
+        ask(child, Request::Pause);
+    }
+    drop(children);
+
+    assert_eq!(phase(&seed), Phase::Created);
+    let (_, again) = seed.fork(2).unwrap();
+    let (_, grandchildren) = again[0].monitor.fork(1).unwrap();
+    for child in again.iter().chain(&grandchildren) {
+        wait_for_laps(&child.monitor, WITNESS, ALL, LIMIT);
+    }
+    assert_eq!(next_laps(&again[0].monitor), next_laps(&again[1].monitor), "all of one seed go on from one instant");
+}
+
+#[test]
+fn what_a_seed_cannot_do_is_refused_and_it_stays_one() {
+    let Some((parent, seed)) = seed() else { return };
+    let refused = |monitor: &Monitor, request| match monitor.ask(&request) {
+        Err(MonitorError::Refused(chain)) => chain.join(": "),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(&seed, Request::Pause), "the VM has not been started");
+    let files = "0 descriptors came with the request, where a socket and 1 files of layers belong";
+    assert_eq!(refused(&seed, Request::Save), files);
+    let only = "only a seed is saved: a child of a fork that has not been started";
+    assert_eq!(refused(&parent, Request::Save), only);
+    assert_eq!(phase(&seed), Phase::Created);
+}
+
+#[test]
+fn a_seed_that_is_saved_twice_has_the_same_layers_and_is_no_larger() {
+    let Some((parent, seed)) = seed() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    save(&seed, dir.path(), "one");
+    wait_for_laps(&parent, WITNESS, 2, LIMIT); // The parent goes on; its seed does not.
+    let printed = seed.save(PANDO.as_ref(), dir.path(), "two").unwrap();
+    let sizes: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    assert!(sizes["stored_bytes"].as_u64().unwrap() < 4096, "its pages are there already: {printed}");
+    let store = Store::open(dir.path()).unwrap();
+    let [one, two] = ["one", "two"].map(|name| store.checkpoint(name).unwrap());
+    assert_eq!((&one.memory, &one.disks, &one.machine), (&two.memory, &two.disks, &two.machine));
+    assert!(one.machine.cpu_features.iter().any(|feature| feature == "sse2"), "{:?}", one.machine.cpu_features);
+
+    // A name that is taken stays what it is.
+    let taken = seed.save(PANDO.as_ref(), dir.path(), "two").unwrap_err().to_string();
+    assert!(taken.contains("there is a checkpoint called two already"), "{taken}");
+}
+
+#[test]
+fn a_stream_that_is_cut_is_no_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs.write_all(b"PANDOSAV\x01\0\0\0").unwrap();
+    drop(theirs);
+    let saved = std::process::Command::new(PANDO)
+        .args(["pages", "save", "--name", "one", "--store"])
+        .arg(dir.path())
+        .stdin(std::os::fd::OwnedFd::from(ours))
+        .output()
+        .unwrap();
+    let said = "error: cannot save checkpoint one\n  because: the saved machine ends before its end\n";
+    assert_eq!((String::from_utf8(saved.stderr).unwrap().as_str(), saved.status.code()), (said, Some(1)));
+    assert!(Store::open(dir.path()).unwrap().checkpoints().unwrap().is_empty());
+}
+
+#[test]
+fn a_vm_that_was_saved_goes_on_from_its_instant_in_another_monitor() {
+    let Some((parent, seed)) = seed() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    save(&seed, dir.path(), "vm");
+    let (_, sibling) = seed.fork(1).unwrap();
+    wait_for_laps(&sibling[0].monitor, WITNESS, ALL, LIMIT);
+    let next = next_laps(&sibling[0].monitor);
+    drop((parent, sibling, seed)); // All of them, and their files.
+
+    let mut woken = Vec::new();
+    for wake in 0..2 {
+        let PageServer { mut process, connections } = serve(PANDO.as_ref(), dir.path(), "vm").unwrap();
+        let vm = restore(connections).unwrap();
+        wait_for_laps(&vm, WITNESS, ALL, LIMIT);
+        assert_eq!(next_laps(&vm), next, "wake {wake}: each CPU goes on with its next lap");
+        let (_, children) = until("a fork, when all memory is there", || vm.fork(1).ok());
+        wait_for_laps(&children[0].monitor, WITNESS, ALL, LIMIT);
+        wait_for_laps(&vm, WITNESS, 2, LIMIT);
+        assert!(until("the server's end", || process.try_wait().unwrap()).success(), "when all is there, it ends");
+        woken.push(vm);
+    }
+    for vm in &woken {
+        wait_for_laps(vm, WITNESS, ALL, LIMIT); // Both are on their own.
+    }
+}
+
+#[test]
+fn a_vm_that_was_restored_is_saved_as_any_other() {
+    let Some((parent, seed)) = seed() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    save(&seed, dir.path(), "first");
+    drop((parent, seed));
+    let vm = restore(serve(PANDO.as_ref(), dir.path(), "first").unwrap().connections).unwrap();
+    wait_for_laps(&vm, WITNESS, ALL, LIMIT);
+    let seed = until("a seed, when all memory is there", || vm.seed().ok());
+    save(&seed, dir.path(), "second");
+    drop((vm, seed));
+    let vm = restore(serve(PANDO.as_ref(), dir.path(), "second").unwrap().connections).unwrap();
+    wait_for_laps(&vm, WITNESS, ALL, LIMIT);
+}
+
+/// Who lies between a monitor and its page server, and lets what nobody waits for take its time.
+struct Between {
+    is_slow: Arc<AtomicBool>,
+    monitors: Vec<UnixStream>,
+    /// Both ends of all that passes.
+    all: Arc<Mutex<Vec<UnixStream>>>,
+}
+
+impl Between {
+    fn new(server: PageServer) -> Self {
+        let (is_slow, all) = (Arc::new(AtomicBool::new(true)), Arc::new(Mutex::new(Vec::new())));
+        let mut monitors = Vec::new();
+        for (lane, server) in server.connections.into_iter().enumerate() {
+            let (monitor, ours) = UnixStream::pair().unwrap();
+            monitors.push(monitor);
+            all.lock().unwrap().extend([ours.try_clone().unwrap(), server.try_clone().unwrap()]);
+            // The first half is for what a guest waits for.
+            let is_slow = (lane >= PAGES_CONNECTIONS / 2).then(|| Arc::clone(&is_slow));
+            let (up, down) = ((ours.try_clone().unwrap(), server.try_clone().unwrap()), (server, ours));
+            thread::spawn(move || pass_asks(up.0, up.1, is_slow));
+            thread::spawn(move || pass(down.0, down.1));
+        }
+        Self { is_slow, monitors, all }
+    }
+
+    /// The server dies.
+    fn cut(&self) {
+        for stream in self.all.lock().unwrap().iter() {
+            stream.shutdown(std::net::Shutdown::Both).unwrap();
+        }
+    }
+}
+
+fn pass_asks(mut from: UnixStream, mut to: UnixStream, is_slow: Option<Arc<AtomicBool>>) {
+    while let Ok(Some(ask)) = frame::read::<Ask>(&mut from) {
+        if matches!(ask, Ask::Memory(..)) && is_slow.as_ref().is_some_and(|is_slow| is_slow.load(Ordering::SeqCst)) {
+            thread::sleep(Duration::from_millis(100));
+        }
+        if frame::write(&mut to, &ask).is_err() {
+            return;
+        }
+    }
+    let _ = to.shutdown(std::net::Shutdown::Both);
+}
+
+fn pass(mut from: UnixStream, mut to: UnixStream) {
+    let _ = io::copy(&mut from, &mut to);
+    let _ = to.shutdown(std::net::Shutdown::Both);
+}
+
+#[test]
+fn a_vm_whose_memory_is_on_its_way_runs_and_is_not_forked_before_all_is_there() {
+    let Some((parent, seed)) = seed() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    save(&seed, dir.path(), "vm");
+    drop((parent, seed));
+    let mut between = Between::new(serve(PANDO.as_ref(), dir.path(), "vm").unwrap());
+    let vm = restore(std::mem::take(&mut between.monitors)).unwrap();
+    wait_for_laps(&vm, WITNESS, ALL, LIMIT);
+    for _ in 0..3 {
+        let refused = vm.fork(1).map(|_| ()).unwrap_err().to_string();
+        assert_eq!(refused, "the memory of the VM is still on its way: fork it when all is there");
+        wait_for_laps(&vm, WITNESS, 1, LIMIT);
+    }
+    assert_eq!(vm.ask(&Request::Pause).unwrap(), Response::Done);
+    assert_eq!(vm.ask(&Request::Resume).unwrap(), Response::Done);
+    between.is_slow.store(false, Ordering::SeqCst);
+    let (_, children) = until("a fork, when all memory is there", || vm.fork(1).ok());
+    wait_for_laps(&children[0].monitor, WITNESS, ALL, LIMIT);
+    wait_for_laps(&vm, WITNESS, ALL, LIMIT);
+
+    // What its guest waited for is what the next server expects.
+    let mut server = serve(PANDO.as_ref(), dir.path(), "vm").unwrap();
+    let (described, _) = Client::new(server.connections.remove(0)).describe().unwrap();
+    let walked = (4 << 20) / 4096;
+    let is_known = described.expected.iter().any(|(first, pages)| (*first..first + pages).contains(&walked));
+    assert!(is_known, "{:?}", described.expected);
+    drop(server.connections);
+    assert!(server.process.wait().unwrap().success());
+}
+
+/// How the VM ends that somebody watches.
+fn ending(watching: &Connection) -> Option<Ending> {
+    match watching.receive::<Response>().unwrap()? {
+        (Response::Ended(ending), _) => Some(ending),
+        (other, _) => panic!("{other:?}"),
+    }
+}
+
+fn watch(vm: &Monitor) -> Connection {
+    let connection = Connection::connect(&vm.dir().join("control")).unwrap();
+    connection.send(&Request::Watch, &[]).unwrap();
+    assert!(matches!(connection.receive().unwrap(), Some((Response::Done, _))));
+    connection
+}
+
+#[test]
+fn a_page_server_that_dies_ends_the_vm_with_a_sentence() {
+    let Some((parent, seed)) = seed() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    save(&seed, dir.path(), "vm");
+    drop((parent, seed));
+    let mut between = Between::new(serve(PANDO.as_ref(), dir.path(), "vm").unwrap());
+    let vm = restore(std::mem::take(&mut between.monitors)).unwrap();
+    let watching = watch(&vm);
+    wait_for_laps(&vm, WITNESS, 1, LIMIT);
+    between.cut();
+    let Some(Ending::Crashed(how)) = ending(&watching) else { panic!("it did not crash") };
+    assert!(how.contains("of the guest's memory are lost: the page server does not answer"), "{how}");
+    let console = until("the sentence", || {
+        let console = String::from_utf8_lossy(&vm.console().unwrap()).into_owned();
+        console.contains("the guest cannot go on").then_some(console)
+    });
+    assert!(console.contains("the page server does not answer"), "{console}");
+    until("its end", || vm.ask(&Request::Status).is_err().then_some(()));
+}
+
+/// Changes a byte of the chunk that has `page`.
+fn damage(store: &Path, layer: &Layer, page: u64) {
+    let location = layer.locate(page).unwrap().unwrap();
+    let pack = store.join("packs").join(location.pack.to_string());
+    let file = std::fs::File::options().read(true).write(true).open(pack).unwrap();
+    let (at, mut byte) = (u64::from(location.offset + location.len / 2), [0]);
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x40], at).unwrap();
+}
+
+fn last_data_page(layer: &Layer) -> u64 {
+    (0..layer.pages()).rev().find(|page| layer.page(*page).unwrap() == Page::Data).unwrap()
+}
+
+#[test]
+fn a_damaged_chunk_ends_the_vm_with_a_sentence_and_nobody_sees_zeroes() {
+    let Some((parent, seed)) = seed() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    save(&seed, dir.path(), "vm");
+    drop((parent, seed));
+    let store = Store::open(dir.path()).unwrap();
+    let open = store.open_checkpoint("vm").unwrap();
+    let memory = open.memory().unwrap().unwrap();
+    let page = last_data_page(&memory); // The last that a CPU walks over: nobody needs it to begin.
+    damage(dir.path(), &memory, page);
+
+    let vm = restore(serve(PANDO.as_ref(), dir.path(), "vm").unwrap().connections).unwrap();
+    let console = until("the sentence", || {
+        let console = vm.console().unwrap();
+        String::from_utf8_lossy(&console).contains("is damaged: pages").then_some(console)
+    });
+    let text = String::from_utf8_lossy(&console).into_owned();
+    assert!(text.contains("error: the guest cannot go on\n  because: pages"), "{text}");
+    // Broken is what the witness says where it finds anything but what it wrote.
+    let told = &console[..console.windows(6).position(|bytes| bytes == b"error:").unwrap()];
+    assert!(!told.iter().any(|byte| matches!(Told::from_byte(*byte), Told::Broken(..))));
+    until("its end", || vm.ask(&Request::Status).is_err().then_some(()));
+}
+
+#[test]
+fn a_disk_that_cannot_be_read_or_another_machine_is_refused_at_the_start() {
+    let Some((parent, seed)) = seed() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    save(&seed, dir.path(), "vm");
+    drop((parent, seed));
+    let refused = |started: Result<Monitor, MonitorError>| match started {
+        Err(MonitorError::Refused(chain)) => chain.join(": "),
+        other => panic!("{other:?}"),
+    };
+    let serve = |name: &str| serve(PANDO.as_ref(), dir.path(), name).unwrap().connections;
+    let absent = refused(restore(serve("gone")));
+    assert_eq!(absent, "cannot learn what was saved: cannot serve checkpoint gone: no checkpoint is called gone");
+    let guest = WITNESS.guest(MEMORY);
+    for (other, what) in [
+        (Guest { vcpus: 3, ..guest.clone() }, "CPUs"),
+        (Guest { memory_bytes: MEMORY + (2 << 20), ..guest.clone() }, "memory"),
+        (Guest { disk_bytes: guest.disk_bytes + 4096, ..guest.clone() }, "disk"),
+    ] {
+        let said = refused(Monitor::restore(PANDO.as_ref(), &other, serve("vm")));
+        assert_eq!(said, format!("the VM that was saved has other {what} than the one that is to be started"));
+    }
+    let store = Store::open(dir.path()).unwrap();
+    let open = store.open_checkpoint("vm").unwrap();
+    let disk = open.layer(open.checkpoint().disks[0]).unwrap();
+    damage(dir.path(), &disk, last_data_page(&disk));
+    let said = refused(restore(serve("vm")));
+    assert!(said.starts_with("cannot restore the disk: cannot fetch the disk's blocks: chunk "), "{said}");
+    assert!(said.contains(" is damaged: pages "), "{said}");
+}
