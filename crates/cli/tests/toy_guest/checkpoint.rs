@@ -8,6 +8,7 @@ use pando_store::{Layer, Page, Store};
 use pando_wire::control::{Connection, Ending, PAGES_CONNECTIONS, Phase, Request, Response, WorkingSet};
 use pando_wire::frame;
 use pando_wire::pages::{Ask, Client};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
@@ -20,6 +21,9 @@ use std::time::{Duration, Instant};
 const WITNESS: Witness = Witness { vcpus: 2, pages: 16, records: 4 };
 /// So many laps that every page and every record that was there before is looked at.
 const ALL: usize = WITNESS.records as usize + 2;
+
+/// Where VMGENID's counter lies, which a monitor writes before its guest runs.
+const GENERATION_PAGE: u64 = 0xf_0000 / 4096;
 
 fn seed() -> Option<(Monitor, Monitor)> {
     let parent = boot(WITNESS)?;
@@ -280,6 +284,7 @@ fn ending(watching: &Connection) -> Option<Ending> {
 
 fn watch(vm: &Monitor) -> Connection {
     let connection = Connection::connect(&vm.dir().join("control")).unwrap();
+    set_socket_timeout(&connection, Timeout::Recv, Some(LIMIT)).unwrap();
     connection.send(&Request::Watch, &[]).unwrap();
     assert!(matches!(connection.receive().unwrap(), Some((Response::Done, _))));
     connection
@@ -343,6 +348,21 @@ fn a_damaged_chunk_ends_the_vm_with_a_sentence_and_nobody_sees_zeroes() {
     let told = &console[..console.windows(6).position(|bytes| bytes == b"error:").unwrap()];
     assert!(!told.iter().any(|byte| matches!(Told::from_byte(*byte), Told::Broken(..))));
     until("its end", || vm.ask(&Request::Status).is_err().then_some(()));
+}
+
+#[test]
+fn a_monitor_that_itself_waits_for_a_lost_page_ends_all_the_same() {
+    let Some((parent, seed)) = seed() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    save(&seed, dir.path(), "vm");
+    drop((parent, seed));
+    let store = Store::open(dir.path()).unwrap();
+    let memory = store.open_checkpoint("vm").unwrap().memory().unwrap().unwrap();
+    damage(dir.path(), &memory, GENERATION_PAGE);
+    let asked = Instant::now();
+    let started = restore(serve(PANDO.as_ref(), dir.path(), "vm").unwrap().connections);
+    assert!(matches!(&started, Err(MonitorError::Answer(answer)) if answer == "nothing"), "{started:?}");
+    assert!(asked.elapsed() < LIMIT / 2);
 }
 
 #[test]
