@@ -1,9 +1,10 @@
 //! What a seed promises, and what comes back of one that was saved: the same witnesses as for a fork, which look at
 //! memory, registers and disk at every step.
 
+use crate::fork::assert_unbroken;
 use crate::instant::{boot, wait_for_laps};
-use crate::{LIMIT, MEMORY, PANDO};
-use pando_bench::{Child, Guest, Monitor, MonitorError, PageServer, Told, Witness, serve};
+use crate::{LIMIT, MEMORY, PANDO, needs_kvm};
+use pando_bench::{Child, Guest, Monitor, MonitorError, PageServer, Told, Toy, Witness, serve};
 use pando_store::{Layer, Page, Store};
 use pando_wire::control::{Connection, Ending, PAGES_CONNECTIONS, Phase, Request, Response, WorkingSet};
 use pando_wire::frame;
@@ -191,6 +192,30 @@ fn a_vm_that_was_restored_is_saved_as_any_other() {
     drop((vm, seed));
     let vm = restore(serve(PANDO.as_ref(), dir.path(), "second").unwrap().connections).unwrap();
     wait_for_laps(&vm, WITNESS, ALL, LIMIT);
+}
+
+#[test]
+fn memory_above_the_hole_comes_back_as_well() {
+    if !needs_kvm() {
+        return;
+    }
+    let high = 4 << 30;
+    let toy = Toy { touched: [0..0, 0..0], walked: high..high + (16 << 12) };
+    let guest = Guest { kernel: toy.elf(), vcpus: 1, memory_bytes: 4 << 30, disk_bytes: 4096 };
+    let parent = Monitor::boot_guest(PANDO.as_ref(), &guest).unwrap();
+    parent.console_of(3, LIMIT).unwrap();
+    let seed = parent.seed().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    seed.save(PANDO.as_ref(), dir.path(), "vm").unwrap();
+    let (_, sibling) = seed.fork(1).unwrap();
+    let next = sibling[0].monitor.console_of(1, LIMIT).unwrap()[0];
+    drop((parent, sibling, seed));
+
+    let connections = serve(PANDO.as_ref(), dir.path(), "vm").unwrap().connections;
+    let vm = Monitor::restore(PANDO.as_ref(), &guest, connections).unwrap();
+    let console = vm.console_of(5, LIMIT).unwrap();
+    assert_eq!(console[0], next);
+    assert_unbroken(&console);
 }
 
 /// Who lies between a monitor and its page server, and lets what nobody waits for take its time.

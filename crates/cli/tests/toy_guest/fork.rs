@@ -14,7 +14,7 @@ fn after(byte: u8) -> u8 {
 }
 
 /// Every lap once, in order, and no page that was not what it should be.
-fn assert_unbroken(laps: &[u8]) {
+pub(crate) fn assert_unbroken(laps: &[u8]) {
     assert!(!laps.contains(&BROKEN), "registers and memory were of two instants");
     let gap = laps.windows(2).position(|pair| pair[1] != after(pair[0]));
     assert_eq!(gap, None, "an access was repeated or lost: {:?}", gap.map(|at| &laps[at.saturating_sub(3)..at + 3]));
