@@ -12,6 +12,12 @@ pub(crate) enum Kind {
     Created,
     Running,
     Forked,
+    /// A checkpoint of it was made, and is yet to be stored.
+    Checkpointed,
+    /// A checkpoint of it is in the store.
+    Stored,
+    /// A checkpoint of it could not be stored.
+    Unstored,
     Paused,
     Resumed,
     Stopped,
@@ -24,6 +30,9 @@ impl Kind {
             Self::Created => "created",
             Self::Running => "running",
             Self::Forked => "forked",
+            Self::Checkpointed => "checkpointed",
+            Self::Stored => "stored",
+            Self::Unstored => "unstored",
             Self::Paused => "paused",
             Self::Resumed => "resumed",
             Self::Stopped => "stopped",

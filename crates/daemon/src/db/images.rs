@@ -31,13 +31,15 @@ impl Db {
         Ok(row.map(image))
     }
 
-    /// Forgets an image that no VM needs. Otherwise the answer is the name of one that does.
+    /// Forgets an image that nothing needs. Otherwise the answer is the name of a VM or checkpoint that does.
     pub(crate) async fn remove_image(&self, digest: &str) -> Result<Option<String>, DbError> {
         let mut write = self.begin_durably().await?;
-        let user: Option<String> = sqlx::query_scalar("SELECT name FROM vms WHERE image = ? LIMIT 1")
-            .bind(digest)
-            .fetch_optional(write.on())
-            .await?;
+        let user: Option<String> = sqlx::query_scalar(
+            "SELECT name FROM vms WHERE image = ?1 UNION ALL SELECT name FROM checkpoints WHERE image = ?1 LIMIT 1",
+        )
+        .bind(digest)
+        .fetch_optional(write.on())
+        .await?;
         if user.is_none() {
             sqlx::query("DELETE FROM images WHERE digest = ?").bind(digest).execute(write.on()).await?;
         }

@@ -3,15 +3,20 @@
 //! Writers take turns here instead of polling for SQLite's lock. What must survive the host (that a VM exists, which
 //! layers it reads) is synced; what a reboot makes untrue anyway (that it runs) is not.
 
+mod checkpoints; // VMs as they were at one instant
 mod events; // what happened
 mod images; // what VMs begin from
+mod layers; // which layers are needed
+mod migrate; // from an older schema to this build's
 mod record; // a VM, as its row says
 mod vms; // creating, changing and removing VMs
 
+pub(crate) use checkpoints::{Checkpoint, Outcome};
 pub(crate) use events::Kind;
 pub(crate) use record::{Record, state_name};
 pub(crate) use vms::{Change, Insert};
 
+use migrate::{SCHEMA, migrate};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Sqlite, SqliteConnection, SqlitePool, Transaction};
 use std::path::{Path, PathBuf};
@@ -19,8 +24,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
-/// The schema that this build writes and reads.
-const SCHEMA: i64 = 1;
 /// How many connections read.
 const READERS: u32 = 4;
 
@@ -43,15 +46,15 @@ pub enum DbError {
         disks: PathBuf,
     },
     /// A row holds what this build never writes.
-    #[error("the database says {what} of VM {id}, which cannot be")]
+    #[error("the database says {what} of {id}, which cannot be")]
     Row {
         /// Whose row.
         id: String,
         /// What it says.
         what: String,
     },
-    /// Another daemon owns the VM by now.
-    #[error("VM {id} has another owner by now")]
+    /// Another daemon owns the VM or checkpoint by now.
+    #[error("{id} has another owner by now")]
     Stale {
         /// Which.
         id: String,
@@ -75,7 +78,7 @@ pub(crate) struct Db {
 
 impl Db {
     /// Opens the database at `path`, or creates it, unless there are `disks` of VMs that it should know of. `owner` is
-    /// this daemon's id; every VM in it becomes this daemon's, in a new epoch.
+    /// this daemon's id; everything in it becomes this daemon's, in a new epoch.
     pub(crate) async fn open(path: &Path, owner: &str, disks: Option<PathBuf>) -> Result<Self, DbError> {
         let options = SqliteConnectOptions::new()
             .filename(path)
@@ -85,19 +88,13 @@ impl Db {
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(10));
         let durable = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
-        let found: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&durable).await?;
-        match (found, disks) {
+        match (migrate::version(&durable).await?, disks) {
             (0, Some(disks)) => return Err(DbError::Lost { disks }),
-            (0, None) => {
-                let mut transaction = durable.begin().await?;
-                sqlx::raw_sql(include_str!("schema.sql")).execute(&mut *transaction).await?;
-                sqlx::raw_sql("PRAGMA user_version = 1").execute(&mut *transaction).await?;
-                transaction.commit().await?;
-            }
-            (SCHEMA, _) => (),
-            _ => return Err(DbError::Schema { found }),
+            (found, _) => migrate(&durable, found).await?,
         }
-        sqlx::query("UPDATE vms SET owner = ?, epoch = epoch + 1").bind(owner).execute(&durable).await?;
+        for all in ["UPDATE vms SET owner = ?, epoch = epoch + 1", "UPDATE checkpoints SET owner = ?, epoch = epoch + 1"] {
+            sqlx::query(all).bind(owner).execute(&durable).await?;
+        }
         let newest: i64 = sqlx::query_scalar("SELECT COALESCE(MAX(seq), 0) FROM events").fetch_one(&durable).await?;
         // In WAL mode a commit is synced by `FULL` alone.
         let options = options.synchronous(SqliteSynchronous::Normal);
@@ -180,7 +177,7 @@ mod tests {
     use super::*;
     use pando_wire::api::State;
 
-    fn vm(name: &str) -> Insert {
+    pub(super) fn vm(name: &str) -> Insert {
         let record = Record {
             id: format!("id of {name}"),
             name: name.to_owned(),
@@ -246,8 +243,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
         let db = Db::open(&path, "owner", None).await.unwrap();
-        sqlx::raw_sql("PRAGMA user_version = 2").execute(&db.durable).await.unwrap();
+        sqlx::raw_sql("PRAGMA user_version = 77").execute(&db.durable).await.unwrap();
         db.close().await;
-        assert!(matches!(Db::open(&path, "owner", None).await, Err(DbError::Schema { found: 2 })));
+        assert!(matches!(Db::open(&path, "owner", None).await, Err(DbError::Schema { found: 77 })));
     }
 }

@@ -1,6 +1,7 @@
 //! Creating, changing and removing VMs. Every change says which epoch of a VM it means and is lost on any other.
 
 use super::events::{Kind, append};
+use super::layers::unused;
 use super::record::{Row, state_name};
 use super::{Db, DbError, Record, Write};
 use pando_wire::api::State;
@@ -66,14 +67,6 @@ impl Db {
         row.map(Record::try_from).transpose()
     }
 
-    /// The ids of the VMs whose layers the disk of VM `id` has, oldest first, its own last.
-    pub(crate) async fn layers(&self, id: &str) -> Result<Vec<String>, DbError> {
-        Ok(sqlx::query_scalar("SELECT layer FROM layers WHERE vm = ? ORDER BY position")
-            .bind(id)
-            .fetch_all(&self.read)
-            .await?)
-    }
-
     /// Creates VMs, all of them or none, so that a power failure does not undo it. `choose` may ask
     /// whether a name is taken, which nobody else can change meanwhile, and says what to create.
     pub(crate) async fn insert_vms<T>(
@@ -137,16 +130,7 @@ impl Db {
         if removed.rows_affected() == 0 {
             return Err(DbError::Stale { id: id.to_owned() });
         }
-        let mut unused = Vec::new();
-        for layer in layers {
-            let users: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM layers WHERE layer = ?")
-                .bind(&layer)
-                .fetch_one(write.on())
-                .await?;
-            if users == 0 {
-                unused.push(layer);
-            }
-        }
+        let unused = unused(&mut write, layers).await?;
         append(&mut write, id, Kind::Removed, name).await?;
         self.commit(write).await?;
         Ok(unused)
@@ -158,11 +142,6 @@ impl Db {
             .bind(id)
             .fetch_one(&self.read)
             .await?)
-    }
-
-    /// Every layer that a VM needs.
-    pub(crate) async fn all_layers(&self) -> Result<Vec<String>, DbError> {
-        Ok(sqlx::query_scalar("SELECT DISTINCT layer FROM layers").fetch_all(&self.read).await?)
     }
 }
 
@@ -209,7 +188,7 @@ async fn insert_vm(write: &mut Write, insert: &Insert) -> Result<(), DbError> {
 }
 
 /// Strings and maps of strings always have a JSON form.
-fn json(value: &impl serde::Serialize) -> String {
+pub(super) fn json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 

@@ -1,4 +1,4 @@
--- Version 1. Later versions are added as steps in db/mod.rs; this file stays.
+-- Version 1. Later versions are steps of their own; this file stays.
 
 CREATE TABLE vms (
     id           TEXT PRIMARY KEY,
@@ -45,3 +45,5 @@ CREATE TABLE events (
     kind   TEXT NOT NULL,
     detail TEXT NOT NULL
 );
+
+PRAGMA user_version = 1;
