@@ -8,8 +8,9 @@
 //! <state>/vms/<id>/console.log       what the guest wrote to its serial port
 //! <state>/vms/<id>/monitor.log       what the monitor wrote to standard error
 //! <state>/layers/<id>/{data,map}     the disk layer that VM <id> writes; kept while a descendant reads it
+//! <state>/store/                     checkpoints, as `docs/snapshot-format.md` draws them
 //! <runtime>/lock                     held while a daemon uses these sockets
-//! <runtime>/vms/<id>/control.sock    the monitor
+//! <runtime>/vms/<id>/control.sock    the monitor; of a checkpoint's <id>, its seed
 //! <runtime>/vms/<id>/vsock.sock      the guest
 //! ```
 
@@ -110,6 +111,10 @@ impl Paths {
     /// Where there is a layer at all, if there is one.
     pub(crate) fn any_layer(&self) -> io::Result<Option<PathBuf>> {
         Ok(fs::read_dir(self.all_layers())?.next().transpose()?.map(|_| self.all_layers()))
+    }
+
+    pub(crate) fn store(&self) -> PathBuf {
+        self.state.join("store")
     }
 
     pub(crate) fn all_sockets(&self) -> PathBuf {

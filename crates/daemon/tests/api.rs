@@ -16,9 +16,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Every route, for a reader of this file and against the document.
-const ROUTES: [&str; 19] = [
+const ROUTES: [&str; 26] = [
+    "DELETE /checkpoints/{name}",
     "DELETE /images/{digest}",
     "DELETE /vms/{name}",
+    "GET /checkpoints",
+    "GET /checkpoints/{name}",
     "GET /events",
     "GET /images",
     "GET /openapi.json",
@@ -27,8 +30,12 @@ const ROUTES: [&str; 19] = [
     "GET /vms/{name}",
     "GET /vms/{name}/agent",
     "GET /vms/{name}/logs",
+    "POST /checkpoints/{name}/run",
     "POST /images",
+    "POST /store/collect",
+    "POST /store/verify",
     "POST /vms",
+    "POST /vms/{name}/checkpoint",
     "POST /vms/{name}/exec",
     "POST /vms/{name}/fork",
     "POST /vms/{name}/kill",

@@ -238,6 +238,60 @@ pub enum CheckpointState {
     Failed,
 }
 
+/// How VMs were run from a checkpoint. One that failed does not fail the others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CheckpointRunReport {
+    /// The checkpoint's name.
+    pub checkpoint: String,
+    /// Whether they are forks of its seed; otherwise their memory comes from the store as they touch it.
+    pub warm: bool,
+    /// From the arrival of the request until records, files and sockets were there, in microseconds.
+    pub prepare_us: u64,
+    /// Then `fork(2)` of the seed, in microseconds; 0 without a seed.
+    pub fork_us: u64,
+    /// One entry per VM asked for, in order.
+    pub children: Vec<ChildReport>,
+}
+
+/// What was taken back of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Collected {
+    /// By how much the store is smaller, in bytes.
+    pub freed_bytes: u64,
+    /// Layers that no checkpoint needs.
+    pub manifests: u64,
+    /// Packs of which nothing was needed.
+    pub packs: u64,
+    /// Packs whose needed pages were moved into others.
+    pub compacted: u64,
+    /// Packs that are kept because they are damaged, and so what is in them is not known.
+    pub damaged: Vec<String>,
+    /// Why it ended early: the disk is full, for one.
+    pub problem: Option<String>,
+}
+
+/// What was read of the store, and what is wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Verified {
+    /// How many checkpoints there are.
+    pub checkpoints: u64,
+    /// How much was read, in bytes.
+    pub bytes: u64,
+    /// Every file that is not what was written.
+    pub damage: Vec<Damage>,
+}
+
+/// A file of the store that is not what was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Damage {
+    /// Which file.
+    pub path: String,
+    /// What is wrong with it.
+    pub problem: String,
+    /// The checkpoints, by name, that cannot be used in full because of it.
+    pub affected: Vec<String>,
+}
+
 /// A program to run in a VM, for callers that need neither a terminal nor a stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

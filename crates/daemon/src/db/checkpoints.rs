@@ -1,5 +1,5 @@
-//! Checkpoints: VMs as they were at one instant. What of them is warm (a seed) and what is stored is written here, and
-//! is true elsewhere: in the process table and in the store.
+//! Checkpoints: VMs as they were at one instant. Whether one has a seed, the process table knows; whether it is stored,
+//! the store does, and what is written here follows that.
 
 use super::events::{Kind, append};
 use super::layers::unused;
@@ -22,8 +22,6 @@ pub(crate) struct Checkpoint {
     pub(crate) state: CheckpointState,
     /// Why it is not stored.
     pub(crate) problem: Option<String>,
-    /// Its seed's process id.
-    pub(crate) seed: Option<u32>,
     /// Forks since the boot along this line, as the VM's.
     pub(crate) generation: u64,
     pub(crate) image: String,
@@ -90,28 +88,15 @@ impl Db {
         Ok(Ok(checkpoint))
     }
 
-    /// Writes down that the seed of checkpoint `id` lives, as process `pid`.
-    pub(crate) async fn seed_lives(&self, id: &str, epoch: i64, pid: u32) -> Result<(), DbError> {
-        let mut write = self.begin().await?;
-        let changed = sqlx::query("UPDATE checkpoints SET seed = ? WHERE id = ? AND epoch = ?")
-            .bind(pid)
-            .bind(id)
-            .bind(epoch)
-            .execute(write.on())
-            .await?;
-        owned(id, changed.rows_affected())?;
-        self.commit(write).await
-    }
-
     /// Writes down that the seed of checkpoint `id` is gone. The answer is the layers that nobody needs any more.
     pub(crate) async fn seed_is_gone(&self, id: &str, epoch: i64) -> Result<Vec<String>, DbError> {
         let mut write = self.begin_durably().await?;
-        let changed = sqlx::query("UPDATE checkpoints SET seed = NULL WHERE id = ? AND epoch = ?")
+        let rows: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM checkpoints WHERE id = ? AND epoch = ?")
             .bind(id)
             .bind(epoch)
-            .execute(write.on())
+            .fetch_one(write.on())
             .await?;
-        owned(id, changed.rows_affected())?;
+        owned(id, u64::try_from(rows).unwrap_or(0))?;
         let layers: Vec<String> = sqlx::query_scalar("DELETE FROM seed_layers WHERE checkpoint = ? RETURNING layer")
             .bind(id)
             .fetch_all(write.on())
@@ -230,7 +215,6 @@ struct Row {
     vm_name: String,
     state: String,
     problem: Option<String>,
-    seed: Option<i64>,
     generation: i64,
     image: String,
     cpus: i64,
@@ -256,7 +240,6 @@ impl TryFrom<Row> for Checkpoint {
             .into_iter()
             .find(|&state| state_name(state) == row.state)
             .ok_or_else(|| wrong(format!("state {:?}", row.state)))?;
-        let seed = row.seed.map(u32::try_from).transpose().map_err(|_| wrong(format!("seed {:?}", row.seed)))?;
         let positive = |value: i64, what: &str| u64::try_from(value).map_err(|_| wrong(format!("{value} {what}")));
         let optional = |value: Option<i64>| value.map(|value| positive(value, "bytes")).transpose();
         Ok(Self {
@@ -273,7 +256,6 @@ impl TryFrom<Row> for Checkpoint {
             vm_name: row.vm_name,
             state,
             problem: row.problem,
-            seed,
             image: row.image,
             cwd: row.cwd,
             user: row.user,
@@ -298,7 +280,6 @@ mod tests {
             vm_name: "web".into(),
             state: CheckpointState::Saving,
             problem: None,
-            seed: None,
             generation: 3,
             image: "image".into(),
             cpus: 2,
@@ -335,11 +316,10 @@ mod tests {
         assert_eq!(db.checkpoint("warm").await.unwrap(), Some(written.clone()));
         assert_eq!(db.seed_layers(&written.id).await.unwrap(), ["a", "b"]);
 
-        db.seed_lives(&written.id, 1, 42).await.unwrap();
         db.checkpoint_became(&written, Outcome::Failed { problem: "the disk is full" }).await.unwrap();
         let failed = db.checkpoint(&written.id).await.unwrap().unwrap();
         let problem = Some("the disk is full".to_owned());
-        assert_eq!((failed.state, failed.seed, failed.problem), (CheckpointState::Failed, Some(42), problem));
+        assert_eq!((failed.state, failed.problem), (CheckpointState::Failed, problem));
         let sizes = Outcome::Stored { logical_bytes: Some(9), stored_bytes: Some(4) };
         db.checkpoint_became(&written, sizes).await.unwrap();
         let stored = db.checkpoint("warm").await.unwrap().unwrap();
@@ -389,13 +369,12 @@ mod tests {
 
         let id = &written.id;
         let is_stale = |lost: Result<(), DbError>| matches!(lost, Err(DbError::Stale { .. }));
-        assert!(is_stale(old.seed_lives(id, 1, 42).await));
         assert!(is_stale(old.seed_is_gone(id, 1).await.map(drop)));
         assert!(is_stale(old.checkpoint_became(&written, Outcome::Saving).await));
         assert!(is_stale(old.remove_checkpoint(id, 1).await.map(drop)));
 
         let kept = new.checkpoint("warm").await.unwrap().unwrap();
-        assert_eq!((kept.seed, kept.owner.as_str(), kept.epoch), (None, "new", 2));
+        assert_eq!((kept.owner.as_str(), kept.epoch), ("new", 2));
         assert_eq!(new.seed_layers(id).await.unwrap(), ["a"]);
     }
 }

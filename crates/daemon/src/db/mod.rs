@@ -92,7 +92,9 @@ impl Db {
             (0, Some(disks)) => return Err(DbError::Lost { disks }),
             (found, _) => migrate(&durable, found).await?,
         }
-        for all in ["UPDATE vms SET owner = ?, epoch = epoch + 1", "UPDATE checkpoints SET owner = ?, epoch = epoch + 1"] {
+        for all in
+            ["UPDATE vms SET owner = ?, epoch = epoch + 1", "UPDATE checkpoints SET owner = ?, epoch = epoch + 1"]
+        {
             sqlx::query(all).bind(owner).execute(&durable).await?;
         }
         let newest: i64 = sqlx::query_scalar("SELECT COALESCE(MAX(seq), 0) FROM events").fetch_one(&durable).await?;

@@ -34,13 +34,15 @@ impl Fleet {
     pub(crate) async fn adopt(&self) -> Result<(), FleetError> {
         let records = self.0.db.vms().await?;
         let ids: HashSet<_> = records.iter().map(|record| record.id.clone()).collect();
+        let seeds = self.0.db.checkpoints().await?.into_iter().map(|checkpoint| checkpoint.id);
+        let sockets = ids.iter().cloned().chain(seeds).collect();
         let layers: HashSet<_> = self.0.db.all_layers().await?.into_iter().collect();
         let images = self.0.db.images().await?.into_iter().map(|image| format!("{}.ext4", image.digest)).collect();
         let paths = self.0.paths.clone();
         blocking(move || {
             let all = [
                 (paths.all_vms(), &ids),
-                (paths.all_sockets(), &ids),
+                (paths.all_sockets(), &sockets),
                 (paths.all_layers(), &layers),
                 (paths.images(), &images),
             ];
@@ -54,6 +56,7 @@ impl Fleet {
         })
         .await?;
         self.0.supervisor.sweep_groups();
+        self.adopt_checkpoints().await?;
         let running = records.into_iter().filter(|record| record.state != State::Stopped);
         join_all(running.map(|record| self.settle(record))).await.into_iter().collect()
     }

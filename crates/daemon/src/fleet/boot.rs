@@ -218,7 +218,7 @@ impl Fleet {
     }
 
     /// Starts a monitor for `record`.
-    async fn spawn(&self, record: &Record, control: Listener) -> Result<Process, FleetError> {
+    pub(super) async fn spawn(&self, record: &Record, control: Listener) -> Result<Process, FleetError> {
         let inner = &self.0;
         let (monitor, name, log) = (inner.monitor.clone(), record.name.clone(), inner.paths.monitor_log(&record.id));
         blocking(move || spawn(&monitor, &name, control, &log).map_err(cannot(format!("run {}", monitor.display()))))

@@ -17,6 +17,9 @@ pub(crate) enum FleetError {
     /// Nothing has this name or id.
     #[error("no VM is called {0}")]
     NoSuchVm(String),
+    /// No checkpoint has this name or id.
+    #[error("no checkpoint is called {0}")]
+    NoSuchCheckpoint(String),
     /// No image has this digest.
     #[error("there is no image {0}")]
     NoSuchImage(String),
@@ -26,6 +29,12 @@ pub(crate) enum FleetError {
     /// Names are unique.
     #[error("there is a VM called {0} already")]
     NameTaken(String),
+    /// Names of checkpoints are unique, too.
+    #[error("there is a checkpoint called {0} already")]
+    CheckpointTaken(String),
+    /// The checkpoint is neither in memory nor in the store.
+    #[error("nothing can be run from {0}: it could not be stored, and its seed is gone")]
+    NotStored(String),
     /// The VM is in the wrong state for that.
     #[error("cannot {wanted} {name}: it is {}", state_name(*is))]
     State {
@@ -47,12 +56,12 @@ pub(crate) enum FleetError {
         /// What its monitor speaks.
         version: u32,
     },
-    /// A VM needs the image.
+    /// A VM or a checkpoint needs the image.
     #[error("image {digest} is in use by {vm}")]
     ImageInUse {
         /// Which image.
         digest: String,
-        /// One of the VMs that need it.
+        /// One of those that need it.
         vm: String,
     },
     /// What was sent cannot become an image.

@@ -4,7 +4,9 @@
 //! is; what is kept in memory is which monitors run. An operation, once begun, runs to its end.
 
 mod adopt; // finding the VMs of an earlier daemon
+mod birth; // children before they are born
 mod boot; // from nothing, or from a stopped VM's disk, to an agent that answers
+mod checkpoint; // a VM as it was at one instant, for others to begin from
 mod error; // what can be wrong
 mod exec; // running a program in a VM
 mod files; // the files that a monitor is handed
@@ -18,6 +20,7 @@ mod logs; // what a VM wrote to its console
 mod names; // possible names, made-up names
 mod room; // whether the host has memory
 mod turns; // one operation at a time per VM
+mod twin; // a twin becomes itself
 
 pub(crate) use error::{FleetError, cannot};
 
@@ -28,6 +31,7 @@ use crate::images::{Incoming, import_stream};
 use crate::paths::Paths;
 use crate::supervisor::Supervisor;
 use crate::usage;
+use checkpoint::Saves;
 use foreign::Foreign;
 use guest::Guests;
 use learn::Lessons;
@@ -60,6 +64,7 @@ struct Inner {
     turns: Turns,
     lessons: Lessons,
     foreign: Foreign,
+    saves: Saves,
     shutdown: watch::Receiver<bool>,
     closing: watch::Receiver<bool>,
 }
@@ -85,6 +90,7 @@ impl Fleet {
             turns: Turns::default(),
             lessons: Lessons::default(),
             foreign: Foreign::default(),
+            saves: Saves::default(),
             shutdown,
             closing,
         }))
@@ -121,7 +127,7 @@ impl Fleet {
         Ok(image)
     }
 
-    /// Forgets an image that no VM needs.
+    /// Forgets an image that nothing needs.
     pub(crate) async fn remove_image(&self, digest: &str) -> Result<(), FleetError> {
         let _turn = self.0.turns.images().await;
         // Also keeps whatever was sent from being taken for a path.

@@ -47,8 +47,13 @@ impl Failure {
 impl From<FleetError> for Failure {
     fn from(error: FleetError) -> Self {
         let status = match &error {
-            FleetError::NoSuchVm(_) | FleetError::NoSuchImage(_) | FleetError::NoSuchKernel(_) => StatusCode::NOT_FOUND,
+            FleetError::NoSuchVm(_)
+            | FleetError::NoSuchCheckpoint(_)
+            | FleetError::NoSuchImage(_)
+            | FleetError::NoSuchKernel(_) => StatusCode::NOT_FOUND,
             FleetError::NameTaken(_)
+            | FleetError::CheckpointTaken(_)
+            | FleetError::NotStored(_)
             | FleetError::State { .. }
             | FleetError::Foreign { .. }
             | FleetError::ImageInUse { .. }

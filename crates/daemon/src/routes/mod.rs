@@ -4,6 +4,7 @@
 mod agent; // a connection to a guest
 mod answers; // what any route may answer
 mod body; // what comes in
+mod checkpoints; // VMs as they were at one instant
 mod error; // what goes wrong
 mod events; // what happened, as a stream
 mod images; // what VMs begin from
@@ -50,6 +51,12 @@ fn of_fleet() -> OpenApiRouter<Fleet> {
         .routes(routes!(vms::exec))
         .routes(routes!(vms::logs))
         .routes(routes!(agent::connect))
+        .routes(routes!(checkpoints::list))
+        .routes(routes!(checkpoints::create))
+        .routes(routes!(checkpoints::get, checkpoints::remove))
+        .routes(routes!(checkpoints::run))
+        .routes(routes!(checkpoints::collect))
+        .routes(routes!(checkpoints::verify))
         .routes(routes!(events::list));
     answers::add_failures(routes.get_openapi_mut());
     routes

@@ -6,12 +6,12 @@
 mod cgroup; // a control group per VM
 mod holder; // who writes a disk
 mod process; // a process that is perhaps not our child
-mod spawn; // starting a monitor
+mod spawn; // starting a monitor, or a page server
 
 pub(crate) use holder::lock;
 use process::FORCED_LIMIT;
 pub(crate) use process::Process;
-pub(crate) use spawn::spawn;
+pub(crate) use spawn::{serve_pages, spawn};
 
 use crate::db::{Change, Db};
 use crate::monitor::{Monitor, MonitorError};
@@ -45,7 +45,15 @@ pub(crate) struct Supervisor {
     closing: watch::Receiver<bool>,
 }
 
-/// One monitor that runs.
+/// What ends with a monitor.
+#[derive(Debug, Clone, Copy)]
+enum Ward {
+    Vm,
+    /// A checkpoint goes on without its seed.
+    Seed,
+}
+
+/// One monitor that runs, or one seed.
 #[derive(Debug)]
 pub(crate) struct Live {
     process: Process,
@@ -74,7 +82,7 @@ impl Supervisor {
         Self { db, paths, cgroups: Cgroups::find(), live: Mutex::default(), closing }
     }
 
-    /// The monitor of VM `id`, if it runs.
+    /// The monitor of VM `id`, or the seed of checkpoint `id`, if it runs.
     pub(crate) fn live(&self, id: &str) -> Option<Arc<Live>> {
         self.lock().get(id).cloned()
     }
@@ -84,6 +92,23 @@ impl Supervisor {
     /// when the VM does.
     pub(crate) fn supervise(
         self: &Arc<Self>,
+        id: &str,
+        epoch: i64,
+        process: Process,
+        monitor: Arc<Monitor>,
+    ) -> (Arc<Live>, oneshot::Receiver<Response>) {
+        self.look_after(Ward::Vm, id, epoch, process, monitor)
+    }
+
+    /// The same for the seed of checkpoint `id`, which nobody starts.
+    pub(crate) fn supervise_seed(self: &Arc<Self>, id: &str, epoch: i64, process: Process, monitor: Arc<Monitor>) {
+        // What it answers to nobody's question, nobody reads.
+        let _ = self.look_after(Ward::Seed, id, epoch, process, monitor);
+    }
+
+    fn look_after(
+        self: &Arc<Self>,
+        ward: Ward,
         id: &str,
         epoch: i64,
         process: Process,
@@ -103,7 +128,7 @@ impl Supervisor {
                 // The VM outlives this daemon.
                 _ = closing.wait_for(|over| *over) => return,
             };
-            supervisor.put_away(&id, epoch, &watched, ending).await;
+            supervisor.put_away(ward, &id, epoch, &watched, ending).await;
         });
         (live, answered)
     }
@@ -193,14 +218,43 @@ impl Supervisor {
         }
     }
 
-    async fn put_away(&self, id: &str, epoch: i64, live: &Live, ending: String) {
-        live.process.end(id).await;
+    /// Puts away what the seed of checkpoint `id`, which no longer runs, has left, if it has: above all the layers that only
+    /// it needed.
+    pub(crate) async fn put_seed_away(&self, id: &str, epoch: i64) {
         self.sweep(id).await;
-        tracing::info!(vm = id, ending, "stopped");
-        match self.db.change(id, epoch, Change::Stopped { ending: &ending }).await {
-            Ok(true) => (),
-            Ok(false) => tracing::warn!(vm = id, "it had been stopped already"),
-            Err(error) => tracing::error!(vm = id, %error, "cannot write down that it stopped"),
+        let unused = match self.db.seed_is_gone(id, epoch).await {
+            Ok(unused) => unused,
+            Err(error) => {
+                tracing::error!(checkpoint = id, %error, "cannot write down that its seed ended");
+                return;
+            }
+        };
+        let layers: Vec<_> = unused.iter().map(|layer| self.paths.layer(layer)).collect();
+        let removed = blocking(move || layers.iter().try_for_each(|layer| paths::remove(layer))).await;
+        if let Err(error) = removed {
+            tracing::warn!(checkpoint = id, %error, "cannot remove the layers of its seed");
+        }
+    }
+
+    /// Waits in the background for the end of a process that nobody else waits for, and takes it out of the process table.
+    pub(crate) fn reap_later(&self, process: Process) {
+        let mut closing = self.closing.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = gone(&process) => process.reap(),
+                _ = closing.wait_for(|over| *over) => (),
+            }
+        });
+    }
+
+    async fn put_away(&self, ward: Ward, id: &str, epoch: i64, live: &Live, ending: String) {
+        live.process.end(id).await;
+        match ward {
+            Ward::Vm => self.put_vm_away(id, epoch, &ending).await,
+            Ward::Seed => {
+                tracing::info!(checkpoint = id, ending, "its seed ended");
+                self.put_seed_away(id, epoch).await;
+            }
         }
         {
             let mut all = self.lock();
@@ -210,6 +264,16 @@ impl Supervisor {
             }
         }
         live.ended.send_replace(Some(ending));
+    }
+
+    async fn put_vm_away(&self, id: &str, epoch: i64, ending: &str) {
+        self.sweep(id).await;
+        tracing::info!(vm = id, ending, "stopped");
+        match self.db.change(id, epoch, Change::Stopped { ending }).await {
+            Ok(true) => (),
+            Ok(false) => tracing::warn!(vm = id, "it had been stopped already"),
+            Err(error) => tracing::error!(vm = id, %error, "cannot write down that it stopped"),
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Live>>> {

@@ -1,14 +1,15 @@
 //! The control protocol.
 
-use crate::{Monitor, agent};
+use crate::{Monitor, agent, pages};
 use pando_wire::control::{
-    Connection, Ending, ForkTimings, Origin, Phase, Request, Response, Start, StartTimings, Status, VERSION, WorkingSet,
+    Connection, Ending, ForkTimings, Origin, PAGES_CONNECTIONS, Phase, Request, Response, Start, StartTimings, Status,
+    VERSION, WorkingSet,
 };
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -56,7 +57,7 @@ pub(crate) fn serve(monitor: &Arc<Monitor>, connection: Connection) {
                 monitor.state.lock().unwrap().expected = pages;
                 Response::Done
             }
-            Request::Save => Response::Refused(vec!["it saves nothing".into()]),
+            Request::Save => save(monitor, descriptors),
             Request::Watch => {
                 let watching = Connection::from_fd(connection.as_fd().try_clone_to_owned().unwrap());
                 monitor.state.lock().unwrap().watching.push(watching);
@@ -72,11 +73,16 @@ pub(crate) fn serve(monitor: &Arc<Monitor>, connection: Connection) {
 fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Response {
     assert_eq!(monitor.state.lock().unwrap().phase, Phase::Created);
     let inherited = start.inherited_layers as usize;
-    let (boots, recovers) = match &start.origin {
-        Origin::Boot(boot) => (true, boot.recover_layers),
-        Origin::Fork | Origin::Checkpoint(_) => (false, false),
+    let (began, more, recovers) = match &start.origin {
+        Origin::Boot(boot) => ("booted", 2, boot.recover_layers),
+        Origin::Fork => ("forked", 0, false),
+        Origin::Checkpoint(restore) => {
+            assert_eq!(restore.disk_bytes, pages::PAGES * 4096);
+            assert!(inherited == 0 && restore.is_twin, "{start:?}");
+            ("woken", PAGES_CONNECTIONS, false)
+        }
     };
-    let wanted = 6 + inherited + if boots { 2 } else { 0 } + if recovers { inherited } else { 0 };
+    let wanted = 6 + inherited + more + if recovers { inherited } else { 0 };
     assert_eq!(descriptors.len(), wanted, "{start:?}");
     if monitor.name == "refused" {
         return Response::Refused(vec!["the machine is broken".into(), "no such device".into()]);
@@ -96,11 +102,20 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
     assert_eq!(is_filled(&data), recovers);
     data.write_all_at(b"blocks", 0).unwrap();
     journal.write_all_at(b"journal", 0).unwrap();
+    let pages: Vec<_> = descriptors.filter(|_| began == "woken").map(UnixStream::from).collect();
+    let mut machine = String::new();
+    if let Some(server) = pages.first() {
+        BufReader::new(server).read_line(&mut machine).unwrap();
+        if machine.is_empty() {
+            return Response::Refused(vec!["the page server is gone".into()]);
+        }
+    }
 
     {
         let mut state = monitor.state.lock().unwrap();
         state.phase = Phase::Running;
         state.disk = Some(data); // Its lock is held as long as it is open.
+        state.pages = pages;
     }
     if monitor.name.starts_with("no-boot") {
         writeln!(console, "Kernel panic - not syncing: no root").unwrap();
@@ -108,7 +123,8 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
         std::thread::spawn(move || monitor.end(Ending::Crashed("triple fault".into())));
         return Response::Started(StartTimings::default());
     }
-    writeln!(console, "{} {}", if boots { "booted" } else { "forked" }, monitor.name).unwrap();
+    writeln!(console, "{began} {}", monitor.name).unwrap();
+    write!(console, "{machine}").unwrap();
     let agents = Arc::clone(monitor);
     std::thread::spawn(move || {
         if agents.name == "child of silent" {
@@ -120,6 +136,17 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
         agent::serve(&agents, &vsock)
     });
     Response::Started(StartTimings { total_us: 7, ..StartTimings::default() })
+}
+
+/// What a seed says of itself, after which the stream ends.
+fn save(monitor: &Monitor, descriptors: Vec<OwnedFd>) -> Response {
+    assert_eq!(monitor.state.lock().unwrap().phase, Phase::Created);
+    let mut files = descriptors.into_iter();
+    let mut stream = UnixStream::from(files.next().unwrap());
+    let layers: Vec<_> = files.map(File::from).collect();
+    assert!(!layers.is_empty() && layers.iter().all(|layer| layer.metadata().unwrap().len() > 0));
+    write!(stream, "{} of {} layers", monitor.name, layers.len()).unwrap();
+    Response::Done
 }
 
 fn shift(monitor: &Monitor, phase: Phase) -> Response {

@@ -5,9 +5,11 @@
 
 mod agent; // the guest's side
 mod control; // the monitor's side
+mod pages; // what stands between it and the store
 
 use pando_wire::control::{Connection, Ending, Listener, Phase, Response, WorkingSet};
 use std::fs::File;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
@@ -22,6 +24,8 @@ struct State {
     phase: Phase,
     watching: Vec<Connection>,
     disk: Option<File>,
+    /// The page server that its memory comes from.
+    pages: Vec<UnixStream>,
     expected: WorkingSet,
     /// How often it was asked what it has written.
     touched: u32,
@@ -50,6 +54,8 @@ fn main() {
         }
         [_, "vmm", "--name", name] => serve(name, WorkingSet::default()),
         [_, "vmm", "--name", name, pages] => serve(name, WorkingSet(vec![(0, pages.parse().unwrap())])),
+        [_, "pages", "save", "--name", name, "--store", store] => pages::save(store, name),
+        [_, "pages", "serve", "--name", name, "--store", store] => pages::serve(store, name),
         _ => panic!("unknown arguments {arguments:?}"),
     }
 }
@@ -62,7 +68,14 @@ fn serve(name: &str, expected: WorkingSet) {
     }
     let monitor = Arc::new(Monitor {
         name: name.to_owned(),
-        state: Mutex::new(State { phase: Phase::Created, watching: Vec::new(), disk: None, expected, touched: 0 }),
+        state: Mutex::new(State {
+            phase: Phase::Created,
+            watching: Vec::new(),
+            disk: None,
+            pages: Vec::new(),
+            expected,
+            touched: 0,
+        }),
     });
     let listener = Listener::from_fd(rustix::stdio::stdin().try_clone_to_owned().unwrap());
     loop {

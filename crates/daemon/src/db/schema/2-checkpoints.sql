@@ -7,7 +7,6 @@ CREATE TABLE checkpoints (
     vm_name       TEXT NOT NULL,
     state         TEXT NOT NULL,
     problem       TEXT,
-    seed          INTEGER,            -- process id
     generation    INTEGER NOT NULL,   -- forks since the boot along this line
     image         TEXT NOT NULL,
     cpus          INTEGER NOT NULL,

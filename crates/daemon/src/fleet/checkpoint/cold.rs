@@ -1,0 +1,144 @@
+//! VMs from the store: each a fresh monitor, and a page server that it has its memory from.
+//!
+//! ```text
+//! daemon            monitor                     pando pages serve
+//!  │ Start(Checkpoint) ►│ describe, blocks, pages ──►│ store
+//!  │◄────────── Started │ runs; the rest arrives     │
+//!  │ Ping, Adopt ──────►│                            │ ends with its last connection
+//! ```
+
+use super::super::birth::{Birth, Child, Prepared};
+use super::super::boot::random;
+use super::super::error::{FleetError, cannot};
+use super::super::files::{Own, Shared, descriptors};
+use super::super::twin::{Twin, failure, micros};
+use super::super::{Fleet, blocking, room};
+use super::run::model;
+use crate::db::{Checkpoint, Record};
+use crate::monitor::{Monitor, MonitorError};
+use crate::supervisor::serve_pages;
+use futures_util::{StreamExt, stream};
+use pando_wire::api::{CheckpointRunReport, ChildReport, ForkRequest};
+use pando_wire::control::{Listener, Origin, Request, Restore, Start};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How many begin at a time: each reads from the store what it needs first.
+const AT_ONCE: usize = 4;
+/// How long one may take from its start until its agent answers: all that it touches on the way there is read from the
+/// store.
+const READY_LIMIT: Duration = Duration::from_secs(120);
+
+/// Where VMs come from.
+struct Source {
+    /// What the store calls it.
+    stored: String,
+    restore: Restore,
+    shared: Shared,
+    /// When somebody asked for them.
+    arrival: Instant,
+}
+
+impl Fleet {
+    /// Runs VMs from what the store has of `checkpoint`.
+    pub(super) async fn run_cold(
+        &self,
+        checkpoint: Checkpoint,
+        request: ForkRequest,
+        arrival: Instant,
+    ) -> Result<CheckpointRunReport, FleetError> {
+        let count = request.children.len() as u64;
+        room::check(
+            &self.0.meminfo,
+            || format!("{count} VMs from {}", checkpoint.name),
+            room::PER_BOOT.saturating_mul(count),
+        )?;
+        let restore = Restore {
+            vcpus: checkpoint.cpus,
+            memory_bytes: checkpoint.memory_bytes,
+            disk_bytes: self.stored_disk_bytes(&checkpoint.id).await?,
+            is_twin: true,
+        };
+        // Its disk is the base and a layer of its own, into which all that was stored is written first.
+        let (shared, children) = self.prepare(&model(&checkpoint), &[], request.children).await?;
+        let prepare_us = micros(arrival.elapsed());
+        let source = Source { stored: checkpoint.id, restore, shared, arrival };
+        let waking = children.into_iter().map(|child| self.wake_or_discard(child, &source));
+        let mut children: Vec<ChildReport> = stream::iter(waking).buffered(AT_ONCE).collect().await;
+        if let Err(error) = self.sync_layer_names().await {
+            // They run all the same, and whoever asked must be told of them.
+            for child in children.iter_mut().filter(|child| child.id.is_some()) {
+                child.error.get_or_insert_with(|| error.in_one_line());
+            }
+        }
+        self.sync_layers(&children);
+        Ok(CheckpointRunReport { checkpoint: checkpoint.name, warm: false, prepare_us, fork_us: 0, children })
+    }
+
+    async fn wake_or_discard(&self, child: Child, source: &Source) -> ChildReport {
+        let Prepared { birth, own, control } = match child.prepared {
+            Ok(prepared) => prepared,
+            Err((_, error)) => return failure(child.name, &error),
+        };
+        let Birth { record, .. } = &birth;
+        match self.wake(record, own, control, source).await {
+            Ok(report) => report,
+            Err(error) => {
+                tracing::warn!(vm = record.id, error = error.in_one_line(), "it does not wake");
+                self.discard(record).await;
+                failure(child.name, &error)
+            }
+        }
+    }
+
+    /// Brings one VM to life. After an error its monitor may still run.
+    async fn wake(
+        &self,
+        record: &Record,
+        own: Own,
+        control: Listener,
+        source: &Source,
+    ) -> Result<ChildReport, FleetError> {
+        let inner = &self.0;
+        let start = Start {
+            origin: Origin::Checkpoint(source.restore.clone()),
+            generation: random()?,
+            inherited_layers: 0,
+            layer: inner.paths.layer(&record.id).display().to_string(),
+        };
+        let process = self.spawn(record, control).await?;
+        let connected = Monitor::connect(&inner.paths.control_socket(&record.id));
+        let failed = |source| FleetError::Monitor { name: record.name.clone(), wanted: "wake", source };
+        let monitor = match connected {
+            Ok(monitor) => Arc::new(monitor),
+            Err(error) => {
+                process.kill();
+                process.end(&record.id).await;
+                return Err(failed(error));
+            }
+        };
+        let (live, answered) = inner.supervisor.supervise(&record.id, record.epoch, process, Arc::clone(&monitor));
+        let (program, store) = (inner.monitor.clone(), inner.paths.store());
+        let (stored, log) = (source.stored.clone(), inner.paths.monitor_log(&record.id));
+        let serving =
+            blocking(move || serve_pages(&program, &store, &stored, &log).map_err(cannot("start a page server")));
+        let (pages, server) = serving.await?;
+        inner.supervisor.reap_later(server);
+        let mut files = descriptors(&source.shared, &own, None);
+        files.extend(pages.iter().map(AsFd::as_fd));
+        let told = async {
+            monitor.send(&Request::Watch, &[]).await?;
+            monitor.send(&Request::Start(start), &files).await
+        };
+        // One that has ended already is told of below.
+        match told.await {
+            Ok(()) | Err(MonitorError::Ended) => (),
+            Err(error) => return Err(failed(error)),
+        }
+        drop(files);
+        let twin =
+            Twin { record: record.clone(), live, answered, arrival: source.arrival, origin: "woken from a checkpoint" };
+        self.welcome(twin, READY_LIMIT, (own, pages), ()).await
+    }
+}

@@ -1,0 +1,159 @@
+//! A seed is written into the store, by a process for each: `pando pages save` reads what the seed says of itself.
+
+use super::super::{Fleet, blocking, error::FleetError, error::cannot};
+use super::store::Kept;
+use crate::db::{Checkpoint, Outcome};
+use crate::monitor::{LONG, Monitor, MonitorError};
+use pando_wire::control::{Request, Response};
+use serde::Deserialize;
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Output, Stdio};
+use std::sync::{Mutex, PoisonError};
+use tokio::process::Command;
+use tokio::task::JoinHandle;
+
+/// The saves that go on, by checkpoint.
+#[derive(Debug, Default)]
+pub(crate) struct Saves(Mutex<HashMap<String, JoinHandle<()>>>);
+
+impl Saves {
+    fn begin(&self, id: &str, save: JoinHandle<()>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, save| !save.is_finished());
+        all.insert(id.to_owned(), save);
+    }
+
+    /// Ends the save of checkpoint `id`, if it goes on. What it has written so far is garbage.
+    pub(super) async fn end(&self, id: &str) {
+        let save = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        if let Some(save) = save {
+            save.abort();
+            let _ = save.await;
+        }
+    }
+}
+
+/// What `pando pages save` prints.
+#[derive(Debug, Default, Deserialize)]
+struct Printed {
+    logical_bytes: Option<u64>,
+    stored_bytes: Option<u64>,
+}
+
+impl Fleet {
+    /// Writes a checkpoint into the store, in the background, from its seed.
+    pub(super) fn begin_to_save(&self, checkpoint: &Checkpoint) {
+        let (fleet, of) = (self.clone(), checkpoint.clone());
+        let save = tokio::spawn(async move {
+            let mut closing = fleet.0.closing.clone();
+            tokio::select! {
+                () = fleet.save(&of) => (),
+                // The seed outlives this daemon, and the next one begins again.
+                _ = closing.wait_for(|over| *over) => (),
+            }
+        });
+        self.0.saves.begin(&checkpoint.id, save);
+    }
+
+    async fn save(&self, checkpoint: &Checkpoint) {
+        let (sizes, problem) = match self.write_out(checkpoint).await {
+            Ok(output) if output.status.success() => (serde_json::from_slice(&output.stdout).unwrap_or_default(), None),
+            Ok(output) => (Printed::default(), Some(sentence(&output.stderr))),
+            Err(error) => (Printed::default(), Some(error.in_one_line())),
+        };
+        // Whatever that process said: another one, of an earlier daemon, may have written it.
+        let outcome = match (self.kept(&checkpoint.id).await, &problem) {
+            (Ok(Kept::Whole), _) => {
+                Outcome::Stored { logical_bytes: sizes.logical_bytes, stored_bytes: sizes.stored_bytes }
+            }
+            (_, Some(problem)) => Outcome::Failed { problem },
+            (Ok(Kept::Absent), None) => Outcome::Failed { problem: "it is not in the store" },
+            (Err(error), None) => {
+                tracing::error!(checkpoint = checkpoint.id, error = error.in_one_line(), "the store cannot be asked");
+                Outcome::Failed { problem: "the store cannot be read" }
+            }
+        };
+        match &outcome {
+            Outcome::Failed { problem } => tracing::warn!(checkpoint = checkpoint.id, problem, "not stored"),
+            _ => tracing::info!(checkpoint = checkpoint.id, name = checkpoint.name, "stored"),
+        }
+        if let Err(error) = self.0.db.checkpoint_became(checkpoint, outcome).await {
+            tracing::error!(checkpoint = checkpoint.id, %error, "cannot write down whether it is stored");
+        }
+    }
+
+    /// Has the seed write itself into a process that writes it into the store, and waits for that.
+    async fn write_out(&self, checkpoint: &Checkpoint) -> Result<Output, FleetError> {
+        let (layers, ours, theirs) = self.open_to_save(&checkpoint.id).await?;
+        let failed = || cannot(format!("run {}", self.0.monitor.display()));
+        let saver = Command::new(&self.0.monitor)
+            .args(["pages", "save", "--name", &checkpoint.id, "--store"])
+            .arg(self.0.paths.store())
+            .current_dir("/")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            // Half a checkpoint is of no use to anybody.
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(failed())?;
+
+        let asked = async {
+            let monitor = Monitor::connect(&self.0.paths.control_socket(&checkpoint.id))?;
+            let descriptors: Vec<_> = std::iter::once(ours.as_fd()).chain(layers.iter().map(AsFd::as_fd)).collect();
+            match monitor.call(&Request::Save, &descriptors, LONG).await? {
+                Response::Done => Ok(()),
+                _ => Err(MonitorError::Confused),
+            }
+        };
+        asked.await.map_err(|source| FleetError::Monitor {
+            name: checkpoint.name.clone(),
+            wanted: "save the seed of",
+            source,
+        })?;
+        drop((ours, layers)); // From here on the stream ends with whoever writes it.
+        saver.wait_with_output().await.map_err(failed())
+    }
+
+    /// The data files of a seed's layers, and a connection for what it has to say.
+    async fn open_to_save(&self, id: &str) -> Result<(Vec<File>, UnixStream, OwnedFd), FleetError> {
+        let (paths, layers) = (self.0.paths.clone(), self.0.db.seed_layers(id).await?);
+        blocking(move || {
+            let open = |layer: &String| {
+                let path = paths.layer_data(layer);
+                File::open(&path).map_err(cannot(format!("open {}", path.display())))
+            };
+            let files = layers.iter().map(open).collect::<Result<_, _>>()?;
+            let (ours, theirs) = UnixStream::pair().map_err(cannot("make a socket"))?;
+            Ok((files, ours, theirs.into()))
+        })
+        .await
+    }
+}
+
+/// What the program complained of, in one line.
+fn sentence(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let lines: Vec<_> = text
+        .lines()
+        .map(str::trim)
+        .map(|line| line.strip_prefix("error: ").or(line.strip_prefix("because: ")).unwrap_or(line))
+        .filter(|line| !line.is_empty())
+        .collect();
+    if lines.is_empty() { "the process that was to store it was killed".into() } else { lines.join(": ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_command_is_one_line() {
+        assert_eq!(sentence(b"error: cannot write\n  because: the disk is full\n"), "cannot write: the disk is full");
+        assert!(sentence(b"").contains("killed"));
+    }
+}

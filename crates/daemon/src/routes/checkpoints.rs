@@ -1,0 +1,106 @@
+//! VMs as they were at one instant. Wherever a path has `{name}`, an id serves as well.
+
+use super::body::{Body, Name};
+use super::error::{Failure, Json};
+use super::{nothing, to_its_end};
+use crate::fleet::Fleet;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use pando_wire::api::{Checkpoint, CheckpointRequest, CheckpointRunReport, Collected, Error, ForkRequest, Verified};
+
+/// All checkpoints, oldest first.
+#[utoipa::path(get, path = "/checkpoints", responses((status = 200, body = [Checkpoint])))]
+pub(super) async fn list(State(fleet): State<Fleet>) -> Result<Json<Vec<Checkpoint>>, Failure> {
+    Ok(Json(fleet.checkpoints().await?))
+}
+
+/// Keep a running or paused VM as it is now, for others to begin from. It goes on, and the checkpoint writes itself into
+/// the store meanwhile.
+#[utoipa::path(
+    post,
+    path = "/vms/{name}/checkpoint",
+    params(("name" = String, Path, description = "The VM's name or id")),
+    request_body = CheckpointRequest,
+    responses(
+        (status = 200, body = Checkpoint),
+        (status = 400, body = Error, description = "The name cannot be one"),
+        (status = 404, body = Error, description = "There is no such VM"),
+        (status = 409, body = Error, description = "It neither runs nor is paused, or the name is taken"),
+        (status = 500, body = Error, description = "The monitor cannot fork; it goes on as it was"),
+        (status = 503, body = Error, description = "There is no room for it"),
+    )
+)]
+pub(super) async fn create(
+    State(fleet): State<Fleet>,
+    Name(name): Name,
+    Body(request): Body<CheckpointRequest>,
+) -> Result<Json<Checkpoint>, Failure> {
+    to_its_end(async move { fleet.create_checkpoint(&name, request).await }).await.map(Json)
+}
+
+/// One checkpoint, with what the memory of its seed costs.
+#[utoipa::path(
+    get,
+    path = "/checkpoints/{name}",
+    params(("name" = String, Path, description = "Its name or id")),
+    responses((status = 200, body = Checkpoint), (status = 404, body = Error, description = "There is no such checkpoint"))
+)]
+pub(super) async fn get(State(fleet): State<Fleet>, Name(name): Name) -> Result<Json<Checkpoint>, Failure> {
+    Ok(Json(fleet.checkpoint(&name).await?))
+}
+
+/// Remove a checkpoint. VMs that were run from it live on; its room in the store is taken back by the next collection.
+#[utoipa::path(
+    delete,
+    path = "/checkpoints/{name}",
+    params(("name" = String, Path, description = "Its name or id")),
+    responses((status = 204, description = "It is gone"), (status = 404, body = Error, description = "There is no such checkpoint"))
+)]
+pub(super) async fn remove(State(fleet): State<Fleet>, Name(name): Name) -> Result<impl IntoResponse, Failure> {
+    to_its_end(async move { fleet.remove_checkpoint(&name).await }).await?;
+    Ok(nothing())
+}
+
+/// Run VMs from a checkpoint: forks of its seed while it has one, and otherwise from the store. The report tells of each,
+/// also of those that failed.
+#[utoipa::path(
+    post,
+    path = "/checkpoints/{name}/run",
+    params(("name" = String, Path, description = "Its name or id")),
+    request_body = ForkRequest,
+    responses(
+        (status = 200, body = CheckpointRunReport),
+        (status = 400, body = Error, description = "There are no VMs in it, or too many"),
+        (status = 404, body = Error, description = "There is no such checkpoint"),
+        (status = 409, body = Error, description = "It could not be stored, and its seed is gone"),
+        (status = 500, body = Error, description = "The seed cannot fork, or the store cannot be read"),
+        (status = 503, body = Error, description = "There is no KVM, or no room for so many"),
+    )
+)]
+pub(super) async fn run(
+    State(fleet): State<Fleet>,
+    Name(name): Name,
+    Body(request): Body<ForkRequest>,
+) -> Result<Json<CheckpointRunReport>, Failure> {
+    to_its_end(async move { fleet.run_from(&name, request).await }).await.map(Json)
+}
+
+/// Take back the room of what no checkpoint needs.
+#[utoipa::path(
+    post,
+    path = "/store/collect",
+    responses((status = 200, body = Collected), (status = 500, body = Error, description = "What is needed is not known"))
+)]
+pub(super) async fn collect(State(fleet): State<Fleet>) -> Result<Json<Collected>, Failure> {
+    to_its_end(async move { fleet.collect().await }).await.map(Json)
+}
+
+/// Read all that is stored, check every byte, and tell what is damaged. Takes as long as reading it takes.
+#[utoipa::path(
+    post,
+    path = "/store/verify",
+    responses((status = 200, body = Verified), (status = 500, body = Error, description = "The store cannot be read"))
+)]
+pub(super) async fn verify(State(fleet): State<Fleet>) -> Result<Json<Verified>, Failure> {
+    Ok(Json(fleet.verify().await?))
+}

@@ -1,0 +1,56 @@
+//! What stands between a monitor and the store. The seed's stream is a line of text; a stored checkpoint is real.
+
+use pando_store::{Checkpoint, Kind, Machine, PAGE_BYTES, Store};
+use pando_wire::control::{Connection, PAGES_CONNECTIONS};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// RAM and disk of everything that is stored, in pages.
+pub(crate) const PAGES: u64 = 8;
+
+/// `pages save`: standard input says what is to be stored, and how it fails.
+pub(crate) fn save(store: &str, name: &str) {
+    let mut said = String::new();
+    std::io::stdin().read_to_string(&mut said).unwrap();
+    if said.is_empty() || said.contains("unsavable") {
+        eprintln!("error: cannot store it\n  because: the disk is full");
+        std::process::exit(1);
+    }
+    if said.contains("late-to-store") {
+        std::thread::sleep(Duration::from_secs(2));
+    }
+    let store = Store::create(Path::new(store)).unwrap();
+    let writer = store.writer().unwrap();
+    let layer = |kind| {
+        let mut layer = writer.layer(kind, PAGES).unwrap();
+        layer.write(3, &[7; PAGE_BYTES]).unwrap();
+        layer.finish().unwrap()
+    };
+    let machine = Machine {
+        kind: "fake".into(),
+        version: 1,
+        arch: "x86_64".into(),
+        cpu_features: Vec::new(),
+        state: said.into_bytes(),
+    };
+    let (memory, disk) = (layer(Kind::Memory), layer(Kind::Disk));
+    let checkpoint = Checkpoint { name: name.into(), created_ms: 1, machine, memory: Some(memory), disks: vec![disk] };
+    writer.publish(&checkpoint).unwrap();
+    println!(r#"{{"logical_bytes":{},"stored_bytes":{}}}"#, 2 * PAGES * PAGE_BYTES as u64, writer.new_bytes());
+}
+
+/// `pages serve`: says the state of the machine on the first connection, and waits until all are closed.
+pub(crate) fn serve(store: &str, name: &str) {
+    let packets = Connection::from_fd(rustix::stdio::stdin().try_clone_to_owned().unwrap());
+    let (count, sockets) = packets.receive::<u32>().unwrap().unwrap();
+    assert_eq!((count as usize, sockets.len()), (PAGES_CONNECTIONS, PAGES_CONNECTIONS));
+    let mut connections: Vec<_> = sockets.into_iter().map(UnixStream::from).collect();
+    let checkpoint = Store::open(Path::new(store)).unwrap().checkpoint(name).unwrap();
+    let state = [checkpoint.machine.state.as_slice(), b"\n"].concat();
+    connections[0].write_all(&state).unwrap();
+    for mut connection in connections {
+        let _ = connection.read_to_end(&mut Vec::new());
+    }
+}
