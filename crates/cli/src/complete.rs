@@ -1,8 +1,9 @@
-//! Names of VMs for the shell. Nothing is started for it, and a daemon that is slow is not waited for.
+//! Names of VMs and checkpoints for the shell. Nothing is started for it, and a daemon that is slow is not waited for.
 
 use crate::client::Client;
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, PathCompleter, ValueCompleter};
-use pando_wire::api::Vm;
+use pando_wire::api::{Checkpoint, Vm};
+use serde::de::DeserializeOwned;
 use std::ffi::OsStr;
 use std::time::Duration;
 
@@ -28,9 +29,24 @@ pub(crate) fn vm_or_path() -> ArgValueCompleter {
     })
 }
 
+/// Completes the name of a checkpoint.
+pub(crate) fn checkpoint() -> ArgValueCompleter {
+    ArgValueCompleter::new(|typed: &OsStr| {
+        let typed = typed.to_string_lossy();
+        let all: Vec<Checkpoint> = list("/checkpoints").unwrap_or_default();
+        let all = all.into_iter().filter(|checkpoint| checkpoint.name.starts_with(&*typed));
+        all.map(|checkpoint| CompletionCandidate::new(checkpoint.name).help(Some(checkpoint.vm.into()))).collect()
+    })
+}
+
 fn vms() -> Option<Vec<Vm>> {
+    list("/vms")
+}
+
+/// What the daemon answers at `path`, if it does.
+fn list<T: DeserializeOwned>(path: &str) -> Option<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     let client = Client::open_without_starting().ok()?;
-    let body = runtime.block_on(async { tokio::time::timeout(PATIENCE, client.get("/vms")).await }).ok()?;
+    let body = runtime.block_on(async { tokio::time::timeout(PATIENCE, client.get(path)).await }).ok()?;
     body.ok()?.read().ok()
 }

@@ -4,7 +4,7 @@ mod agent; // a VM's agent, through the daemon
 mod archive; // folders and files on their way in and out
 mod client; // the daemon's API from the other side
 mod commands; // one file per command
-mod complete; // names of VMs for the shell
+mod complete; // names of VMs and checkpoints for the shell
 mod context; // what every command is told: the output format
 mod failure; // the one place that prints errors
 mod out; // results on standard output, all else on standard error

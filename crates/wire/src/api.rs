@@ -216,7 +216,7 @@ pub struct Checkpoint {
     /// Process id of its seed while it has one: the VM's memory, frozen, of which forks are made. Without one, VMs begin
     /// from the store.
     pub seed: Option<u32>,
-    /// The seed's memory on the host, when asked for one checkpoint.
+    /// The seed's memory on the host, while there is one.
     pub usage: Option<Usage>,
     /// Its RAM and disk as the guest sees them, in bytes, once it is stored.
     pub logical_bytes: Option<u64>,

@@ -1,17 +1,16 @@
 //! `pando fork`.
 
+use super::children::{self, MAX_COUNT};
 use crate::client::{Client, segment};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::render::{self, Table};
 use crate::{complete, out, parse};
-use pando_wire::api::{ChildReport, ChildSpec, ForkReport, ForkRequest};
+use pando_wire::api::ForkReport;
 use std::process::ExitCode;
 
 /// The page size that [`ForkReport::shared_pages`] counts in.
 const PAGE: u64 = 4096;
-/// As [`pando_wire::control::MAX_CHILDREN`], in clap's words.
-const MAX_COUNT: i64 = pando_wire::control::MAX_CHILDREN as i64;
 
 /// Copy a running VM, processes and all.
 ///
@@ -48,39 +47,19 @@ pub(crate) struct Args {
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let client = Client::open().await?;
-    let body = client.post_json(&format!("/vms/{}/fork", segment(&args.vm)), &request(&args)).await?;
+    let env = args.env.iter().cloned().collect();
+    let request = children::request(args.count, args.name.as_deref(), args.prefix.as_deref(), &env);
+    let body = client.post_json(&format!("/vms/{}/fork", segment(&args.vm)), &request).await?;
     let report: ForkReport = body.read()?;
     if context.json() {
         out::json(&body)?;
     } else if args.timings {
         out::print(&timings(&report, out::width()))?;
     } else {
-        out::print(&names(&report))?;
+        out::print(&children::names(&report.children))?;
         out::note(&format!("{}\n", summary(&report)));
     }
-    warnings(&report).iter().for_each(|warning| out::note(&format!("warning: {warning}\n")));
-    let failed: Vec<_> = report.children.iter().filter_map(failure).collect();
-    let all_run = failed.is_empty();
-    failed.into_iter().for_each(|failure| {
-        failure.print();
-    });
-    Ok(if all_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// What was typed, as what is meant.
-fn request(args: &Args) -> ForkRequest {
-    let name = |number| match (&args.name, &args.prefix) {
-        (Some(name), _) => Some(name.clone()),
-        (None, Some(prefix)) => Some(format!("{prefix}.{number}")),
-        (None, None) => None,
-    };
-    let env: std::collections::BTreeMap<_, _> = args.env.iter().cloned().collect();
-    let child = |number| ChildSpec { name: name(number), env: env.clone() };
-    ForkRequest { children: (1..=args.count).map(child).collect() }
-}
-
-fn failure(child: &ChildReport) -> Option<Failure> {
-    child.error.as_ref().map(|error| Failure::new(format!("{}: {error}", child.name)))
+    Ok(children::tell(&warnings(&report), &report.children))
 }
 
 /// What the children may have in common that they should not.
@@ -91,14 +70,7 @@ fn warnings(report: &ForkReport) -> Vec<String> {
             "the programs of {parent} did not stand still: a random number may have been drawn in more than one VM"
         )];
     }
-    let same = report.children.iter().filter(|child| child.reseeded == Some(false));
-    same.map(|child| format!("{}: its programs ran before its random numbers were its own", child.name)).collect()
-}
-
-/// The children that run.
-fn names(report: &ForkReport) -> String {
-    let run = report.children.iter().filter(|child| child.error.is_none());
-    run.map(|child| format!("{}\n", child.name)).collect()
+    children::warnings(&report.children)
 }
 
 /// What it cost, in one line.
@@ -145,6 +117,8 @@ fn heading(phase: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use children::{failure, names};
+    use pando_wire::api::ChildReport;
     use std::collections::BTreeMap;
 
     fn child(name: &str) -> ChildReport {
@@ -187,14 +161,10 @@ mod tests {
         }
     }
 
-    fn args(count: u32) -> Args {
-        Args { vm: "web".into(), count, name: None, prefix: None, env: Vec::new(), timings: false }
-    }
-
     #[test]
     fn only_children_that_run_are_named_and_the_others_say_why() {
         let report = report();
-        assert_eq!(names(&report), "review.1\n");
+        assert_eq!(names(&report.children), "review.1\n");
         assert_eq!(summary(&report), "paused 410 µs, seen in the guest as 1.23 ms, shared 512 MiB");
         assert!(failure(&report.children[0]).is_none() && failure(&report.children[1]).is_some());
     }
@@ -239,13 +209,5 @@ paused 410 µs, seen in the guest as 1.23 ms, shared 512 MiB
         }
         let text = timings(&report, Some(80));
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-    }
-
-    #[test]
-    fn children_are_numbered_behind_a_prefix_and_nameless_without() {
-        let names = |args: &Args| request(args).children.into_iter().map(|child| child.name).collect::<Vec<_>>();
-        assert_eq!(names(&args(2)), [None, None]);
-        assert_eq!(names(&Args { prefix: Some("r".into()), ..args(2) }), [Some("r.1".into()), Some("r.2".into())]);
-        assert_eq!(names(&Args { name: Some("one".into()), ..args(1) }), [Some("one".into())]);
     }
 }

@@ -1,6 +1,7 @@
 //! One file per command. Each has its `Args`, whose doc comments are the help, and a `run(args, context)`.
 
 // The life of a VM.
+mod checkpoint;
 mod cp;
 mod exec;
 mod fork;
@@ -27,7 +28,8 @@ mod machine;
 mod pages;
 mod vmm;
 
-// Shared: one request for each of several VMs.
+// Shared: several VMs that begin together; one request for each of several VMs.
+mod children;
 mod each;
 
 use crate::context::Context;
@@ -39,6 +41,7 @@ use std::process::ExitCode;
 pub(crate) enum Command {
     Run(run::Args),
     Fork(fork::Args),
+    Checkpoint(checkpoint::Args),
     Ls(ls::Args),
     Tree(tree::Args),
     Inspect(inspect::Args),
@@ -71,6 +74,7 @@ impl Command {
         match self {
             Self::Run(args) => wait_for(run::run(args, context)),
             Self::Fork(args) => wait_for(fork::run(args, context)),
+            Self::Checkpoint(args) => wait_for(checkpoint::run(args, context)),
             Self::Ls(args) => wait_for(ls::run(args, context)),
             Self::Tree(args) => wait_for(tree::run(args, context)),
             Self::Inspect(args) => wait_for(inspect::run(args, context)),

@@ -4,10 +4,17 @@ use crate::pando::{command, wait};
 use std::fs;
 use std::path::Path;
 
-const COMMANDS: [&str; 24] = [
+const COMMANDS: [&str; 31] = [
     "",
     "run",
     "fork",
+    "checkpoint",
+    "checkpoint create",
+    "checkpoint ls",
+    "checkpoint inspect",
+    "checkpoint rm",
+    "checkpoint verify",
+    "checkpoint gc",
     "ls",
     "tree",
     "inspect",
@@ -67,7 +74,7 @@ fn help_has_examples_fits_80_columns_and_hides_what_is_not_for_people() {
 #[test]
 fn no_command_is_left_out_of_the_golden_files() {
     let known = |name: &str| COMMANDS.contains(&name) || name == "help";
-    for group in ["", "machine "] {
+    for group in ["", "machine ", "checkpoint "] {
         let help = help(group.trim());
         let (_, list) = help.split_once("Commands:\n").unwrap();
         let names = list.lines().take_while(|line| !line.is_empty());

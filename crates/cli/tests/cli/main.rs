@@ -7,6 +7,7 @@ mod agent; // a guest's agent
 mod daemon; // the daemon that answers
 mod pando; // the program and what came of it
 
+mod checkpoints; // checkpoint, and run --from
 mod exec;
 mod files; // run's images and cp
 mod help; // golden files: what every --help says

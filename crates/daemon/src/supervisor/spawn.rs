@@ -2,6 +2,7 @@
 
 use super::Process;
 use pando_wire::control::{Connection, Listener, PAGES_CONNECTIONS};
+use pando_wire::pages::Serve;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::File;
 use std::io;
@@ -51,7 +52,8 @@ pub(crate) fn serve_pages(
         .spawn()?;
     let process = hold(&mut server)?;
     let descriptors: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
-    match Connection::from_fd(ask).send(&PAGES_CONNECTIONS, &descriptors) {
+    let connections = descriptors.len() as u32; // A few.
+    match Connection::from_fd(ask).send(&Serve { connections }, &descriptors) {
         Ok(()) => Ok((ours, process)),
         Err(error) => {
             process.kill();

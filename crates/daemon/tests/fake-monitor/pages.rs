@@ -2,6 +2,7 @@
 
 use pando_store::{Checkpoint, Kind, Machine, PAGE_BYTES, Store};
 use pando_wire::control::{Connection, PAGES_CONNECTIONS};
+use pando_wire::pages::Serve;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -44,8 +45,8 @@ pub(crate) fn save(store: &str, name: &str) {
 /// `pages serve`: says the state of the machine on the first connection, and waits until all are closed.
 pub(crate) fn serve(store: &str, name: &str) {
     let packets = Connection::from_fd(rustix::stdio::stdin().try_clone_to_owned().unwrap());
-    let (count, sockets) = packets.receive::<u32>().unwrap().unwrap();
-    assert_eq!((count as usize, sockets.len()), (PAGES_CONNECTIONS, PAGES_CONNECTIONS));
+    let (Serve { connections }, sockets) = packets.receive().unwrap().unwrap();
+    assert_eq!((connections as usize, sockets.len()), (PAGES_CONNECTIONS, PAGES_CONNECTIONS));
     let mut connections: Vec<_> = sockets.into_iter().map(UnixStream::from).collect();
     let checkpoint = Store::open(Path::new(store)).unwrap().checkpoint(name).unwrap();
     let state = [checkpoint.machine.state.as_slice(), b"\n"].concat();

@@ -27,19 +27,24 @@ use pando_wire::api::{Checkpoint, CheckpointRequest, CheckpointState, State};
 use uuid::Uuid;
 
 impl Fleet {
-    /// Every checkpoint, oldest first.
+    /// Every checkpoint, oldest first, with what the memory of their seeds costs.
     pub(crate) async fn checkpoints(&self) -> Result<Vec<Checkpoint>, FleetError> {
-        Ok(self.0.db.checkpoints().await?.into_iter().map(|checkpoint| self.told(checkpoint)).collect())
+        let mut all: Vec<_> = self.0.db.checkpoints().await?.into_iter().map(|it| self.told(it)).collect();
+        blocking(move || {
+            all.iter_mut().for_each(weigh);
+            Ok(all)
+        })
+        .await
     }
 
-    /// One checkpoint, by name or id, with what its seed's memory costs.
+    /// One checkpoint, by name or id, likewise.
     pub(crate) async fn checkpoint(&self, name: &str) -> Result<Checkpoint, FleetError> {
         let mut checkpoint = self.told(self.find_checkpoint(name).await?);
-        if let Some(pid) = checkpoint.seed {
-            // It may end meanwhile, and then it costs nothing.
-            checkpoint.usage = blocking(move || Ok(usage::of_process(pid).ok())).await?;
-        }
-        Ok(checkpoint)
+        blocking(move || {
+            weigh(&mut checkpoint);
+            Ok(checkpoint)
+        })
+        .await
     }
 
     /// Keeps a running or paused VM as it is now: a seed, which begins to write itself into the store. The VM goes on.
@@ -138,6 +143,11 @@ impl Fleet {
             created_ms: checkpoint.created_ms,
         }
     }
+}
+
+/// Fills in what a seed's memory costs. It may end meanwhile, and then it costs nothing. Blocks.
+fn weigh(checkpoint: &mut Checkpoint) {
+    checkpoint.usage = checkpoint.seed.and_then(|pid| usage::of_process(pid).ok());
 }
 
 /// Decides what a checkpoint of `vm` will be; `is_taken` tells which names are.

@@ -1,16 +1,19 @@
 //! `pando run`.
 
+mod from; // from a checkpoint instead of an image
+
+use super::children::MAX_COUNT;
 use crate::client::Client;
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::{out, parse, upload};
+use crate::{complete, out, parse, upload};
 use indicatif::ProgressBar;
 use pando_wire::api::{RunRequest, Vm};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Boot a VM from an image.
+/// Boot a VM from an image, or run some from a checkpoint.
 ///
 /// Prints the VM's name once its agent answers.
 #[derive(clap::Args)]
@@ -21,14 +24,15 @@ nothing of other file systems mounted in it. An image that was imported before i
 Examples:
   pando run --name web --cpus 2 --memory 512M ./rootfs -- /srv/counter
   pando run rootfs.tar.zst -e MODE=test -w /srv -- make check
-  pando run 4f0c2a                  # an image that was imported before")]
+  pando run 4f0c2a                  # an image that was imported before
+  pando run --from warm --count 3 --prefix review -e BRANCH=fix-login")]
 pub(crate) struct Args {
     /// A folder, a tar archive (plain, gzip or zstd), a disk image with ext4, or the beginning of the digest of an
     /// imported image.
-    #[arg(value_parser = parse::name())]
-    image: String,
+    #[arg(value_parser = parse::name(), required_unless_present = "from")]
+    image: Option<String>,
     /// The VM's name; one is made up when absent.
-    #[arg(short, long, value_parser = parse::name())]
+    #[arg(short, long, value_parser = parse::name(), conflicts_with_all = ["prefix", "count"])]
     name: Option<String>,
     /// Virtual CPUs, 1 to 32.
     #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
@@ -54,13 +58,32 @@ pub(crate) struct Args {
     /// A kernel on the daemon's computer, bzImage or ELF; Debian's cloud kernel when absent.
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
+    /// A checkpoint to run VMs from, instead of an image: all that is not their own is as it was then.
+    #[arg(
+        long,
+        value_name = "CHECKPOINT",
+        value_parser = parse::name(),
+        add = complete::checkpoint(),
+        conflicts_with_all = ["image", "cpus", "memory", "disk", "cwd", "user", "kernel", "command"]
+    )]
+    from: Option<String>,
+    /// How many VMs to run from the checkpoint.
+    #[arg(long, default_value_t = 1, requires = "from", conflicts_with = "image", value_parser = clap::value_parser!(u32).range(1..=MAX_COUNT))]
+    count: u32,
+    /// Name the VMs from the checkpoint PREFIX.1, PREFIX.2 and so on; the next free numbers behind the checkpoint's name
+    /// when absent.
+    #[arg(long, requires = "from", conflicts_with = "image", value_parser = parse::name())]
+    prefix: Option<String>,
     /// The command to run in the VM, and its arguments; none when absent.
     #[arg(last = true)]
     command: Vec<String>,
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
-    let image = args.image.clone();
+    if let Some(checkpoint) = args.from.clone() {
+        return from::run(&checkpoint, args, context).await;
+    }
+    let image = args.image.clone().unwrap_or_default(); // Clap has seen to it.
     let mut request = request(args)?;
     Client::open_without_starting()?.look_at_kvm()?;
     let client = Client::open().await?;

@@ -1,0 +1,78 @@
+//! `pando checkpoint`.
+
+mod create; // keep a VM
+mod gc; // take back room
+mod inspect; // everything about one
+mod ls; // which there are
+mod rm; // remove some
+mod verify; // read all, check all
+
+use crate::context::Context;
+use crate::failure::Failure;
+use pando_wire::api::CheckpointState;
+use std::process::ExitCode;
+
+/// Keep VMs as they are, for others to begin from.
+///
+/// A checkpoint is first a frozen process that shares its memory with the VM, and writes itself into the store. As long as
+/// it is there, VMs are run from it as fast as forks; afterwards they come from the store.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  pando checkpoint create web warm      # web goes on
+  pando run --from warm --count 20      # twenty of it
+  pando checkpoint ls")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    Create(create::Args),
+    Ls(ls::Args),
+    Inspect(inspect::Args),
+    Rm(rm::Args),
+    Verify(verify::Args),
+    Gc(gc::Args),
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
+    match args.command {
+        Command::Create(args) => create::run(args, context).await,
+        Command::Ls(args) => ls::run(args, context).await,
+        Command::Inspect(args) => inspect::run(args, context).await,
+        Command::Rm(args) => rm::run(args, context).await,
+        Command::Verify(args) => verify::run(args, context).await,
+        Command::Gc(args) => gc::run(args, context).await,
+    }
+}
+
+/// A state as a person reads it.
+fn state(state: CheckpointState) -> &'static str {
+    match state {
+        CheckpointState::Saving => "saving",
+        CheckpointState::Stored => "stored",
+        CheckpointState::Failed => "failed",
+    }
+}
+
+#[cfg(test)]
+pub(super) fn example(name: &str) -> pando_wire::api::Checkpoint {
+    pando_wire::api::Checkpoint {
+        id: format!("id-{name}"),
+        name: name.to_owned(),
+        vm: "web".into(),
+        vm_id: "id-web".into(),
+        state: CheckpointState::Stored,
+        problem: None,
+        image: "d1".into(),
+        cpus: 2,
+        memory_bytes: 512 << 20,
+        seed: None,
+        usage: None,
+        logical_bytes: Some(3 << 30),
+        stored_bytes: Some(40 << 20),
+        created_ms: 0,
+    }
+}

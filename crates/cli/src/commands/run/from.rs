@@ -1,0 +1,41 @@
+//! `pando run --from`: VMs from a checkpoint.
+
+use super::super::children;
+use super::Args;
+use crate::client::{Client, segment};
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::{out, parse, render};
+use indicatif::ProgressBar;
+use pando_wire::api::CheckpointRunReport;
+use std::process::ExitCode;
+use std::time::Duration;
+
+pub(super) async fn run(checkpoint: &str, args: Args, context: &Context) -> Result<ExitCode, Failure> {
+    let env = parse::environment(&args.env_file, args.env)?;
+    let request = children::request(args.count, args.name.as_deref(), args.prefix.as_deref(), &env);
+    let client = Client::open().await?;
+
+    let spinner = ProgressBar::new_spinner().with_message("waking");
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    let answer = client.post_json(&format!("/checkpoints/{}/run", segment(checkpoint)), &request).await;
+    spinner.finish_and_clear();
+
+    let body = answer?;
+    let report: CheckpointRunReport = body.read()?;
+    if context.json() {
+        out::json(&body)?;
+    } else {
+        out::print(&children::names(&report.children))?;
+        out::note(&format!("{}\n", summary(&report)));
+    }
+    Ok(children::tell(&children::warnings(&report.children), &report.children))
+}
+
+/// Where they came from, and how soon the last of them answered.
+fn summary(report: &CheckpointRunReport) -> String {
+    let origin = if report.warm { "forked from memory" } else { "woken from the store" };
+    let last = report.children.iter().filter_map(|child| child.ready_us).max();
+    let ready = last.map(|us| format!(", ready in {}", render::micros(us)));
+    format!("{origin}{}", ready.unwrap_or_default())
+}

@@ -1,0 +1,99 @@
+//! checkpoint, and run --from.
+
+use crate::daemon::Daemon;
+use crate::pando::{is, run};
+use serde_json::{Value, json};
+
+fn checkpoint(state: &str, problem: Value) -> String {
+    json!({
+        "id": "i", "name": "warm", "vm": "web", "vm_id": "w", "state": state, "problem": problem, "image": "d",
+        "cpus": 1, "memory_bytes": 1 << 28, "seed": null, "usage": null, "logical_bytes": null, "stored_bytes": null,
+        "created_ms": 0,
+    })
+    .to_string()
+}
+
+#[test]
+fn a_checkpoint_is_made_and_its_name_printed() {
+    let daemon = Daemon::saying(200, &checkpoint("saving", Value::Null));
+    assert_eq!(run(&daemon, &["checkpoint", "create", "web"]), is(0, "warm\n", ""));
+    assert_eq!(run(&daemon, &["checkpoint", "create", "web", "warm"]), is(0, "warm\n", ""));
+    assert_eq!(daemon.asked_for(), ["POST /vms/web/checkpoint"; 2]);
+    let body = serde_json::from_slice::<Value>(&daemon.asked()[1].body).unwrap();
+    assert_eq!(body, json!({"name": "warm"}));
+}
+
+#[test]
+fn whoever_waits_hears_whether_it_is_stored() {
+    let stored = Daemon::new(|what, _| match what {
+        "GET /checkpoints/i" => (200, checkpoint("stored", Value::Null)),
+        _ => (200, checkpoint("saving", Value::Null)),
+    });
+    assert_eq!(run(&stored, &["checkpoint", "create", "web", "--wait"]), is(0, "warm\n", ""));
+    assert_eq!(stored.asked_for(), ["POST /vms/web/checkpoint", "GET /checkpoints/i"]);
+    let failed = Daemon::saying(200, &checkpoint("failed", json!("the disk is full")));
+    let said = "error: warm is in memory, and cannot be stored\n  because: the disk is full\n";
+    assert_eq!(run(&failed, &["checkpoint", "create", "web", "--wait"]), is(1, "warm\n", said));
+}
+
+#[test]
+fn checkpoints_are_removed_by_name_and_a_missing_one_has_its_status() {
+    let daemon = Daemon::new(|what, _| match what {
+        "DELETE /checkpoints/warm" => (204, String::new()),
+        _ => (404, r#"{"error":"no checkpoint is called gone"}"#.into()),
+    });
+    let outcome = run(&daemon, &["checkpoint", "rm", "warm", "gone"]);
+    assert_eq!(outcome, is(3, "warm\n", "error: no checkpoint is called gone\n"));
+}
+
+#[test]
+fn vms_are_run_from_a_checkpoint_and_say_where_they_came_from() {
+    let child = |name: &str, error: Value| json!({"name": name, "id": "i", "ready_us": 7300, "phases_us": {}, "reseeded": true, "error": error});
+    let report = |warm: bool| {
+        let children = [child("a.1", Value::Null), child("a.2", json!("the name is taken"))];
+        json!({"checkpoint": "warm", "warm": warm, "prepare_us": 1, "fork_us": 2, "children": children}).to_string()
+    };
+    let daemon = Daemon::saying(200, &report(true));
+    let outcome = run(&daemon, &["run", "--from", "warm", "--count", "2", "--prefix", "a", "-e", "B=2"]);
+    let said = "forked from memory, ready in 7.30 ms\nerror: a.2: the name is taken\n";
+    assert_eq!(outcome, is(1, "a.1\n", said));
+    let asked = &daemon.asked()[0];
+    assert_eq!(asked.what, "POST /checkpoints/warm/run");
+    let env = json!({"B": "2"});
+    let children = json!([{"name": "a.1", "env": env}, {"name": "a.2", "env": env}]);
+    assert_eq!(serde_json::from_slice::<Value>(&asked.body).unwrap(), json!({"children": children}));
+
+    let cold = run(&Daemon::saying(200, &report(false)), &["run", "--from", "warm"]);
+    assert!(cold.stderr.starts_with("woken from the store, ready in 7.30 ms\n"), "{cold:?}");
+}
+
+#[test]
+fn what_makes_no_sense_with_a_checkpoint_is_wrong_usage() {
+    let daemon = Daemon::saying(200, "");
+    for wrong in [
+        &["run"][..],
+        &["run", "--from", "warm", "image"],
+        &["run", "--from", "warm", "--memory", "1G"],
+        &["run", "--from", "warm", "--", "sh"],
+        &["run", "--from", "warm", "--count", "0"],
+        &["run", "--from", "warm", "--count", "2", "--name", "a"],
+        &["run", "--count", "2", "image"],
+        &["checkpoint", "rm"],
+        &["checkpoint", "create"],
+    ] {
+        assert_eq!(run(&daemon, wrong).code, 2, "{wrong:?}");
+    }
+    assert_eq!(daemon.asked_for(), [""; 0]);
+}
+
+#[test]
+fn damage_is_named_and_room_is_told() {
+    let damage = json!([{"path": "/s/packs/a", "problem": "its checksum is wrong", "affected": ["warm", "cold"]}]);
+    let daemon = Daemon::saying(200, &json!({"checkpoints": 2, "bytes": 2048, "damage": damage}).to_string());
+    let said = "error: /s/packs/a is damaged\n  because: its checksum is wrong\n  because: it affects warm, cold\n";
+    assert_eq!(run(&daemon, &["checkpoint", "verify"]), is(1, "2 checkpoints, 2 KiB read, damaged\n", said));
+    let collected = json!({
+        "freed_bytes": 2048, "manifests": 1, "packs": 1, "compacted": 0, "damaged": [], "problem": null,
+    });
+    assert_eq!(run(&Daemon::saying(200, &collected.to_string()), &["checkpoint", "gc"]), is(0, "2 KiB\n", ""));
+}
