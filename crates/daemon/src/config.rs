@@ -4,6 +4,7 @@ use rustix::process::geteuid;
 use std::env;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Where a daemon keeps its things and where it listens.
 #[derive(Debug, Clone)]
@@ -20,6 +21,8 @@ pub struct Config {
     pub tcp: Option<(SocketAddr, String)>,
     /// The program that is run as `<monitor> vmm --name <name>` for every VM.
     pub monitor: PathBuf,
+    /// How long a checkpoint's seed that nobody uses stays in memory once it is stored.
+    pub keep_seeds: Duration,
     /// KVM's device.
     pub kvm: PathBuf,
     /// Where the kernel says how much memory there is.
@@ -55,6 +58,7 @@ impl Config {
             tcp: None,
             // Where the kernel cannot name the program by its path, it still opens it by this one.
             monitor: env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into()),
+            keep_seeds: Duration::from_mins(10),
             kvm: "/dev/kvm".into(),
             meminfo: "/proc/meminfo".into(),
         }

@@ -1,5 +1,7 @@
 //! Checkpoints: seeds, the store, and VMs from both.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod support;
 
 use pando_store::Store;
@@ -68,7 +70,7 @@ async fn a_vm_is_kept_as_a_seed_and_goes_on_while_it_is_stored() {
     let kept = until(&daemon, "warm", CheckpointState::Stored).await;
     assert_eq!(kept.logical_bytes, Some(65536));
     assert!(kept.stored_bytes.unwrap() > 0 && kept.usage.unwrap().rss_bytes > 0 && kept.seed == made.seed);
-    assert_eq!(stored(&daemon), [made.id.clone()]);
+    assert_eq!(stored(&daemon), std::slice::from_ref(&made.id));
     // A name is made up, as for a child.
     let (_, second) = daemon.post("/vms/web/checkpoint", json!({})).await;
     assert_eq!(second["name"], "web.1");
@@ -217,7 +219,7 @@ async fn seeds_outlive_the_daemon_and_what_is_not_stored_is_stored_by_the_next()
 
     daemon.stop().await;
     assert!(exists(first.seed.unwrap()) && exists(second.seed.unwrap()));
-    assert_eq!(stored(&daemon), [first.id.clone()]);
+    assert_eq!(stored(&daemon), std::slice::from_ref(&first.id));
     daemon.start_again().await;
 
     for made in [&first, &second] {
@@ -298,4 +300,24 @@ async fn garbage_is_collected_and_damage_is_found_by_the_names_of_checkpoints() 
     assert_eq!(status, 200, "{collected}");
     let (_, verified) = daemon.post("/store/verify", Value::Null).await;
     assert_eq!(verified["checkpoints"], 0);
+}
+
+#[tokio::test]
+async fn a_seed_that_nobody_uses_ends_once_it_is_stored_and_never_before() {
+    let mut daemon = Daemon::start().await;
+    daemon.run("web").await;
+    daemon.run("unsavable").await;
+    daemon.stop().await;
+    daemon.config.keep_seeds = std::time::Duration::from_millis(500);
+    daemon.start_again().await;
+    create(&daemon, "web", "kept").await;
+    create(&daemon, "unsavable", "only-here").await;
+    until(&daemon, "kept", CheckpointState::Stored).await;
+
+    eventually("its seed ends", async || get(&daemon, "kept").await.seed.is_none()).await;
+
+    assert!(!run(&daemon, "kept", &["cold"]).await.warm);
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert!(get(&daemon, "only-here").await.seed.is_some());
+    assert!(run(&daemon, "only-here", &["warm"]).await.warm);
 }

@@ -6,7 +6,7 @@ mod support;
 
 use hyper::Method;
 use pando_daemon::serve;
-use pando_wire::api::{State, Vm};
+use pando_wire::api::{Checkpoint, CheckpointState, State, Vm};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -100,7 +100,83 @@ async fn what_a_killed_daemon_was_starting_is_finished_by_the_next() {
     assert_eq!(daemon.post("/vms/slow/exec", json!({"argv": ["echo"]})).await.0, 200);
 }
 
-/// No promise of its own: the process that the other test kills.
+#[tokio::test]
+async fn a_twin_from_the_store_that_a_killed_daemon_was_starting_is_told_who_it_is_by_the_next() {
+    let mut daemon = Daemon::elsewhere();
+    let mut process = start(daemon.path());
+    daemon.wait().await;
+    daemon.run("web").await;
+    let (_, made) = daemon.post("/vms/web/checkpoint", json!({"name": "warm"})).await;
+    eventually("it is stored", async || daemon.get("/checkpoints/warm").await.1["state"] == "stored").await;
+    signal_kill(made["seed"].as_u64().unwrap().try_into().unwrap());
+    eventually("its seed is gone", async || daemon.get("/checkpoints/warm").await.1["seed"].is_null()).await;
+    let body = json!({"children": [{"name": "slow"}]}); // Its agent takes half a second.
+    let asked = daemon.attempt(Method::POST, "/checkpoints/warm/run", body);
+    let begun = eventually("its guest runs", async || {
+        daemon.get("/vms/slow/logs").await.1.as_str().is_some_and(|log| log.contains("woken"))
+    });
+    tokio::select! { _ = asked => panic!("it was not slow"), () = begun => () }
+    signal_kill(process.id());
+    process.wait().unwrap();
+
+    daemon.start_again().await;
+
+    eventually("it runs", async || daemon.vm("slow").await.state == State::Running).await;
+    let (_, report) = daemon.post("/vms/slow/exec", json!({"argv": ["hostname"]})).await;
+    assert_eq!(report["stdout"], "slow");
+}
+
+#[tokio::test]
+async fn wherever_a_daemon_is_killed_checkpoints_are_in_memory_or_stored_or_gone() {
+    let mut daemon = Daemon::elsewhere();
+    let mut process = start(daemon.path());
+    daemon.wait().await;
+    daemon.run("web").await;
+    let work = async |name: &str| {
+        daemon.attempt(Method::POST, "/vms/web/checkpoint", json!({"name": name})).await;
+        let children = json!({"children": [{"name": format!("{name}.a")}, {"name": format!("{name}.b")}]});
+        daemon.attempt(Method::POST, &format!("/checkpoints/{name}/run"), children).await;
+        daemon.attempt(Method::DELETE, &format!("/checkpoints/{name}"), Value::Null).await;
+        daemon.attempt(Method::DELETE, &format!("/vms/{name}.a?force=true"), Value::Null).await;
+    };
+    work("warm").await;
+    let begun = Instant::now();
+    work("whole").await;
+    let whole = begun.elapsed();
+    for round in 0..KILLS {
+        let moment = whole * (round * 17 % KILLS) / KILLS;
+        let _ = tokio::time::timeout(moment, work(&format!("c{round}"))).await;
+        signal_kill(process.id());
+        process.wait().unwrap();
+        process = start(daemon.path());
+        daemon.wait().await;
+    }
+    signal_kill(process.id());
+    process.wait().unwrap();
+    daemon.start_again().await;
+
+    let all = async || serde_json::from_value::<Vec<Checkpoint>>(daemon.get("/checkpoints").await.1).unwrap();
+    let is_stored = |checkpoint: &Checkpoint| checkpoint.state == CheckpointState::Stored;
+    eventually("what is in memory is stored", async || all().await.iter().all(is_stored)).await;
+    let checkpoints = all().await;
+    assert!(!checkpoints.is_empty());
+    println!("{} checkpoints", checkpoints.len());
+    for checkpoint in &checkpoints {
+        let body = json!({"children": [{"name": format!("last.{}", checkpoint.name)}]});
+        let (_, report) = daemon.post(&format!("/checkpoints/{}/run", checkpoint.id), body).await;
+        assert_eq!(report["children"][0]["error"], Value::Null, "{report}");
+        assert_eq!(daemon.delete(&format!("/checkpoints/{}", checkpoint.id)).await.0, 204);
+    }
+    for vm in serde_json::from_value::<Vec<Vm>>(daemon.get("/vms").await.1).unwrap() {
+        assert_eq!(daemon.delete(&format!("/vms/{}?force=true", vm.id)).await.0, 204);
+    }
+    eventually("nobody lives", async || living(daemon.path()) == 0).await;
+    for dir in ["state/vms", "state/layers", "run/vms", "state/store/checkpoints"] {
+        assert_eq!(std::fs::read_dir(daemon.path().join(dir)).unwrap().count(), 0, "{dir}");
+    }
+}
+
+/// No promise of its own: the process that the other tests kill.
 #[tokio::test]
 #[ignore = "runs until it is killed"]
 async fn a_daemon_to_be_killed() {

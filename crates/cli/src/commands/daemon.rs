@@ -1,12 +1,14 @@
 //! `pando daemon`.
 
 use crate::failure::Failure;
+use crate::parse;
 use pando_daemon::Config;
 use std::fs;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -32,6 +34,9 @@ pub(crate) struct Args {
     /// Listen on this Unix socket instead of the usual one.
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// How long the process of a checkpoint stays in memory once it is stored and nobody uses it.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse::duration)]
+    keep_seeds: Duration,
     /// Begin a session of its own, so that no terminal takes it along. For the command that starts it.
     #[arg(long, hide = true)]
     detached: bool,
@@ -42,6 +47,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         rustix::process::setsid().map_err(|error| Failure::from(error).under("cannot begin a session"))?;
     }
     let mut config = Config::default_paths();
+    config.keep_seeds = args.keep_seeds;
     if let Some(socket) = args.socket {
         config.socket = socket;
     }

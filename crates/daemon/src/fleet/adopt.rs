@@ -191,8 +191,8 @@ impl Fleet {
         let unfinished = |source| FleetError::Agent { name: record.name.clone(), source };
         let finished = async {
             Agent::reach(&socket, &AgentRequest::Ping, START_LIMIT).await.map_err(unfinished)?;
-            if record.parent.is_some() {
-                // It may not have been told yet that it is not its parent; to be told twice does no harm.
+            if record.generation > 0 {
+                // It may not have been told yet that it is another one's twin; to be told twice does no harm.
                 Agent::adopt(&socket, identity(&record), random()?, START_LIMIT).await.map_err(unfinished)?;
             }
             Ok::<_, FleetError>(())

@@ -31,7 +31,7 @@ use crate::images::{Incoming, import_stream};
 use crate::paths::Paths;
 use crate::supervisor::Supervisor;
 use crate::usage;
-use checkpoint::Saves;
+use checkpoint::{Saves, Uses};
 use foreign::Foreign;
 use guest::Guests;
 use learn::Lessons;
@@ -65,6 +65,8 @@ struct Inner {
     lessons: Lessons,
     foreign: Foreign,
     saves: Saves,
+    uses: Uses,
+    keep_seeds: Duration,
     shutdown: watch::Receiver<bool>,
     closing: watch::Receiver<bool>,
 }
@@ -91,6 +93,8 @@ impl Fleet {
             lessons: Lessons::default(),
             foreign: Foreign::default(),
             saves: Saves::default(),
+            uses: Uses::default(),
+            keep_seeds: config.keep_seeds,
             shutdown,
             closing,
         }))

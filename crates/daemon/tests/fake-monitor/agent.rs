@@ -33,6 +33,7 @@ fn answer(monitor: &Monitor, mut stream: UnixStream) -> Option<()> {
             if identity.env.contains_key("DIE") {
                 std::process::exit(1);
             }
+            monitor.state.lock().unwrap().adopted = identity.name;
             let reseeded = !identity.env.contains_key("NO_SEED");
             let hook = Failure { kind: FailureKind::Other, message: "the hook 10-db failed".into() };
             say(Reply::Adopted { reseeded, failure: identity.env.contains_key("FAIL").then_some(hook) })
@@ -55,18 +56,19 @@ fn answer(monitor: &Monitor, mut stream: UnixStream) -> Option<()> {
             // Until the host closes the connection.
             input.read_to_end(&mut Vec::new()).ok().map(|_| ())
         }
-        Request::Exec(exec) => run(&exec, &mut input, &mut say),
+        Request::Exec(exec) => run(monitor, &exec, &mut input, &mut say),
         _ => say(Reply::Done),
     }
 }
 
-fn run(exec: &Exec, input: &mut impl Read, say: &mut impl FnMut(Reply) -> Option<()>) -> Option<()> {
+fn run(monitor: &Monitor, exec: &Exec, input: &mut impl Read, say: &mut impl FnMut(Reply) -> Option<()>) -> Option<()> {
     let program = exec.argv[0].as_str();
-    if !["echo", "cat", "sleep"].contains(&program) {
+    if !["echo", "hostname", "cat", "sleep"].contains(&program) {
         return say(failed(FailureKind::NotFound, "no such program"));
     }
     say(Reply::Started { pid: 7 })?;
     match program {
+        "hostname" => say(Reply::Stdout(monitor.state.lock().unwrap().adopted.clone().into_bytes()))?,
         "echo" => say(Reply::Stdout(format!("{}\n", exec.argv[1..].join(" ")).into_bytes()))?,
         _ => loop {
             match frame::read(input).ok()?? {

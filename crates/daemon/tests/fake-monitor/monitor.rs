@@ -24,6 +24,8 @@ struct State {
     phase: Phase,
     watching: Vec<Connection>,
     disk: Option<File>,
+    /// The name that its agent was given.
+    adopted: String,
     /// The page server that its memory comes from.
     pages: Vec<UnixStream>,
     expected: WorkingSet,
@@ -72,6 +74,7 @@ fn serve(name: &str, expected: WorkingSet) {
             phase: Phase::Created,
             watching: Vec::new(),
             disk: None,
+            adopted: String::new(),
             pages: Vec::new(),
             expected,
             touched: 0,

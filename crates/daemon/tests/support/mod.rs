@@ -217,6 +217,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         socket: dir.join("run/pando.sock"),
         tcp: None,
         monitor,
+        keep_seeds: Duration::from_mins(10),
         kvm: "/dev/null".into(),
         meminfo: "/proc/meminfo".into(),
     }

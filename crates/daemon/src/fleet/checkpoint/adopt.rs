@@ -31,14 +31,14 @@ enum Found {
 
 impl Fleet {
     /// Takes over every seed that lives, has those saved that are not stored, and removes checkpoints of which nothing is
-    /// left: an earlier daemon was killed before they were stored, and then their seeds ended.
+    /// left: an earlier daemon was killed before they were stored, and then their seeds ended. From then on seeds that nobody
+    /// uses end.
     pub(in crate::fleet) async fn adopt_checkpoints(&self) -> Result<(), FleetError> {
         let checkpoints = self.0.db.checkpoints().await?;
         self.unstore_strays(checkpoints.iter().map(|checkpoint| checkpoint.id.clone()).collect()).await?;
-        join_all(checkpoints.into_iter().map(|checkpoint| self.settle_checkpoint(checkpoint)))
-            .await
-            .into_iter()
-            .collect()
+        let settled = join_all(checkpoints.into_iter().map(|checkpoint| self.settle_checkpoint(checkpoint))).await;
+        tokio::spawn(self.clone().shed_seeds());
+        settled.into_iter().collect()
     }
 
     async fn settle_checkpoint(&self, checkpoint: Checkpoint) -> Result<(), FleetError> {

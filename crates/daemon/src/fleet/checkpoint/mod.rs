@@ -14,10 +14,12 @@ mod adopt; // finding the checkpoints of an earlier daemon
 mod cold; // VMs from the store
 mod run; // VMs from a checkpoint
 mod save; // a seed is written into the store
+mod shed; // seeds that are no longer worth their memory
 mod seed; // from a VM to a process that keeps its memory
 mod store; // the store, from where nothing may block
 
 pub(super) use save::Saves;
+pub(super) use shed::Uses;
 
 use super::error::FleetError;
 use super::{Fleet, blocking, names, room, wrong_state};
@@ -105,6 +107,7 @@ impl Fleet {
         }
         self.0.supervisor.sweep(id).await;
         self.0.lessons.forget(id);
+        self.0.uses.forget(id);
         self.unstore(id).await?;
         let unused = self.0.db.remove_checkpoint(id, checkpoint.epoch).await?;
         let paths = self.0.paths.clone();

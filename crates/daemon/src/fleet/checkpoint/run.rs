@@ -14,12 +14,15 @@ impl Fleet {
         let arrival = Instant::now();
         check_count(request.children.len())?;
         let id = self.find_checkpoint(name).await?.id;
-        let _turn = self.0.turns.vm(&id).await;
+        let turn = self.0.turns.vm(&id).await;
         let checkpoint = self.find_checkpoint(&id).await?;
         if self.0.supervisor.live(&id).is_some() {
+            self.0.uses.note(&id);
             return self.run_warm(checkpoint, request, arrival).await;
         }
         if checkpoint.state == CheckpointState::Stored {
+            // Whoever reads from the store keeps what is read there.
+            drop(turn);
             return self.run_cold(checkpoint, request, arrival).await;
         }
         Err(FleetError::NotStored(checkpoint.name))
