@@ -1,0 +1,89 @@
+//! A checkpoint: a VM as it was at one instant, which others begin from; from memory, and from the store.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use pando_tests::{TestDaemon, TestVm, wait_for};
+use pando_wire::api::{Checkpoint, CheckpointState};
+use std::process::Command;
+use std::time::Duration;
+
+/// Until something that a guest is at has gone on.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn inspect(daemon: &TestDaemon, name: &str) -> Checkpoint {
+    serde_json::from_str(&daemon.pando(&["checkpoint", "inspect", "-o", "json", name]).ok()).unwrap()
+}
+
+/// Two VMs from the checkpoint; the first answer is what was said of where they came from.
+fn run_two<'d>(daemon: &'d TestDaemon, checkpoint: &str, prefix: &str) -> (String, Vec<TestVm<'d>>) {
+    let run = daemon.pando(&["run", "--from", checkpoint, "--count", "2", "--prefix", prefix, "-e", "B=2"]);
+    let said = run.stderr.clone();
+    eprintln!("{} took {:?}: {said}", run.what, run.took);
+    let names = run.ok();
+    (said, names.lines().map(|name| TestVm::new(daemon, name)).collect())
+}
+
+#[test]
+#[ignore = "needs a Linux guest: make test"]
+fn a_vm_that_was_removed_is_run_from_its_checkpoint_again_and_again() {
+    let daemon = TestDaemon::start();
+    let web = daemon.boot("web");
+    web.write("/tmp/note", "before");
+    web.write("/data/note", "before");
+    web.write("/tmp/count", "n=0; while :; do n=$((n+1)); echo $n > /tmp/n.new; mv /tmp/n.new /tmp/n; done\n");
+    web.start("sh /tmp/count");
+    wait_for("the counter counts", LIMIT, || web.exec(&["test", "-s", "/tmp/n"]).code == 0);
+    let counted: u64 = web.read("/tmp/n").parse().unwrap();
+
+    assert_eq!(daemon.pando(&["checkpoint", "create", "web", "warm"]).ok(), "warm");
+    web.write("/tmp/note", "after");
+    web.write("/data/note", "after");
+    wait_for("it is stored", LIMIT * 3, || inspect(&daemon, "warm").state != CheckpointState::Saving);
+    let made = inspect(&daemon, "warm");
+    eprintln!("{made:?}");
+    assert_eq!((made.state, &made.problem), (CheckpointState::Stored, &None));
+    assert_eq!(web.read("/tmp/note"), "after");
+    drop(web);
+
+    let (said, warm) = run_two(&daemon, "warm", "warm");
+    assert!(said.contains("forked from memory"), "{said}");
+    are_as_it_was(&warm, counted);
+    drop(warm);
+
+    let seed = made.seed.unwrap().to_string();
+    assert!(Command::new("kill").args(["-9", &seed]).status().unwrap().success());
+    wait_for("its seed is gone", LIMIT, || inspect(&daemon, "warm").seed.is_none());
+    let (said, cold) = run_two(&daemon, "warm", "cold");
+    assert!(said.contains("woken from the store"), "{said}");
+    are_as_it_was(&cold, counted);
+
+    assert!(daemon.pando(&["checkpoint", "verify"]).ok().ends_with("all whole"));
+    assert_eq!(daemon.pando(&["checkpoint", "rm", "warm"]).ok(), "warm");
+    assert_eq!(
+        cold[0].read("/data/note"),
+        "before",
+        "it does not need the checkpoint any more, or keeps what it needs"
+    );
+}
+
+/// Each is what the VM was at the checkpoint, goes on from there, and is another one than the others.
+fn are_as_it_was(vms: &[TestVm<'_>], counted: u64) {
+    for vm in vms {
+        let name = vm.name();
+        assert_eq!((vm.read("/tmp/note"), vm.read("/data/note")), ("before".into(), "before".into()), "{name}");
+        assert_eq!(vm.sh("hostname; echo $(cat /run/pando/generation); echo $B"), format!("{name}\n1\n2"));
+        let first: u64 = vm.read("/tmp/n").parse().unwrap();
+        assert!(first >= counted, "{name} counts on: {first}, before {counted}");
+        let counts = || vm.read("/tmp/n").parse::<u64>().is_ok_and(|now| now > first + 2);
+        wait_for("the counter counts on", LIMIT, counts);
+        vm.end("/tmp/count");
+        vm.write("/data/own", name);
+    }
+    for vm in vms {
+        assert_eq!(vm.read("/data/own"), vm.name());
+        vm.sh("sync");
+    }
+    let ids: Vec<_> = vms.iter().map(|vm| vm.read("/etc/machine-id")).collect();
+    let random: Vec<_> = vms.iter().map(|vm| vm.sh("head -c 16 /dev/urandom | od -An -tx1")).collect();
+    assert!(ids[0] != ids[1] && random[0] != random[1], "{ids:?} {random:?}");
+}
