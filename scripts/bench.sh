@@ -29,6 +29,8 @@ case $way in
   native)
     printf '\n== Linux guests, here\n'
     "$bin/linux" "$bin/pando"
+    printf '\n== Checkpoints of Linux guests, here\n'
+    "$bin/checkpoint" "$bin/pando"
     ;;
   machine)
     printf '\n== Linux guests, in an emulated host: times are 10 to 20 times too long, ratios hold\n'
@@ -36,6 +38,8 @@ case $way in
     exchange=$(mktemp -d)
     trap 'rm -rf "$exchange"' EXIT
     "$bin/pando" machine run -m 6144 -t 900 -w "$exchange" -- "$bin/linux" "$bin/pando"
+    printf '\n== Checkpoints of Linux guests, likewise\n'
+    "$bin/pando" machine run -m 6144 -t 1800 -w "$exchange" -- "$bin/checkpoint" "$bin/pando"
     ;;
   *) "$bin/pando" doctor || true ;;
 esac

@@ -1,7 +1,7 @@
 //! Seeds, what is saved of them, and VMs that begin from that.
 
 use crate::monitor::{Guest, Monitor, MonitorError};
-use pando_wire::control::{Connection, Fork, Origin, PAGES_CONNECTIONS, Request, Response, Restore};
+use pando_wire::control::{Connection, Fork, ForkTimings, Origin, PAGES_CONNECTIONS, Request, Response, Restore};
 use pando_wire::pages::Serve;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::File;
@@ -34,9 +34,14 @@ pub fn serve(pando: &Path, store: &Path, name: &str) -> io::Result<PageServer> {
 impl Monitor {
     /// Forks the VM into a child that nobody starts.
     pub fn seed(&self) -> Result<Self, MonitorError> {
+        self.keep().map(|(_, seed)| seed)
+    }
+
+    /// The same, and how long the VM stood still.
+    pub fn keep(&self) -> Result<(ForkTimings, Self), MonitorError> {
         let (seed, listener) = self.unborn()?;
         match self.ask_with(&Request::Fork(Fork { children: 1 }), &[listener.as_fd()])? {
-            Response::Forked(_) => Ok(seed),
+            Response::Forked(timings) => Ok((timings, seed)),
             other => Err(MonitorError::Answer(format!("{other:?}"))),
         }
     }

@@ -4,7 +4,7 @@ use crate::complaints::{chain, say};
 use crate::gate::lock;
 use crate::owner::{Event, Events};
 use pando_disk::{BLOCK_BYTES, Disk, FlushError, WriteError};
-use pando_memory::pager::{End, FetchError, Fetched, PageSource, Pager, Wanted};
+use pando_memory::pager::{End, FetchError, Fetched, PageSource, Pager, Stats, Wanted};
 use pando_wire::pages::{AskError, Client};
 use pando_wire::saved::PAGE_BYTES;
 use std::net::Shutdown;
@@ -118,7 +118,18 @@ impl Arriving {
             // It may be gone by itself.
             let _ = lock(lane).stream().shutdown(Shutdown::Both);
         }
+        say(&told(&self.pager.stats()));
     }
+}
+
+/// What the guest waited for, as `make bench` reads it from the log.
+fn told(stats: &Stats) -> String {
+    let Stats { faults, faulted_pages, prefetched_pages, filled_pages, zero_pages, latency, .. } = stats;
+    let [p50, p99] = [50, 99].map(|percent| latency.percentile(percent).as_micros());
+    format!(
+        "all memory is there: {faults} waits, {p50} µs p50, {p99} µs p99; pages that came: {faulted_pages} waited for or \
+         beside, {prefetched_pages} expected, {filled_pages} others, {zero_pages} of them zero"
+    )
 }
 
 /// Tells the owner how the pager ended. Where memory is lost, the owner may be one of those who wait for it, for ever: so

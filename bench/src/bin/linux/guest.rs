@@ -1,8 +1,7 @@
 //! A Linux VM under measurement.
 
-use crate::api::{ApiError, Daemon};
-use pando_wire::api::{ChildReport, ChildSpec, ExecReport, ExecRequest, ForkReport, ForkRequest, RunRequest, Vm};
-use std::collections::BTreeMap;
+use pando_bench::{ApiError, Daemon};
+use pando_wire::api::{ChildReport, ChildSpec, ForkReport, ForkRequest};
 use std::thread;
 use std::time::Instant;
 
@@ -46,20 +45,8 @@ pub(crate) struct Many {
 impl<'d> Guest<'d> {
     /// Boots one. How long the request took, which ends with the first answer of the agent.
     pub(crate) fn boot(daemon: &'d Daemon, image: &str, memory_bytes: u64) -> Result<(Self, u64), ApiError> {
-        let request = RunRequest {
-            name: Some("bench".into()),
-            image: image.into(),
-            cpus: 1,
-            memory_bytes,
-            disk_bytes: None,
-            command: Vec::new(),
-            env: BTreeMap::new(),
-            cwd: None,
-            user: None,
-            kernel: None,
-        };
         let start = Instant::now();
-        let vm: Vm = daemon.call("POST", "/vms", &request)?;
+        let vm = daemon.boot("bench", image, memory_bytes)?;
         Ok((Self { daemon, name: vm.name }, us_since(start)))
     }
 
@@ -74,7 +61,7 @@ impl<'d> Guest<'d> {
         if let Some(error) = &child.error {
             return Err(ApiError::Refused(error.clone()));
         }
-        exec(self.daemon, &child.name, &["/bin/true"])?;
+        self.daemon.exec(&child.name, &["/bin/true"])?;
         let executed_us = us_since(start);
         self.daemon.remove(&child.name)?;
         Ok(Forked { report, returned_us, executed_us })
@@ -89,7 +76,7 @@ impl<'d> Guest<'d> {
         let mut executed = 0;
         thread::scope(|scope| {
             let share = running.len().div_ceil(AT_ONCE).max(1);
-            let run = |child: &&ChildReport| exec(self.daemon, &child.name, &["/bin/true"]);
+            let run = |child: &&ChildReport| self.daemon.exec(&child.name, &["/bin/true"]);
             let workers =
                 running.chunks(share).map(|share| scope.spawn(move || share.iter().map(run).collect::<Vec<_>>()));
             for worker in workers.collect::<Vec<_>>() {
@@ -106,12 +93,12 @@ impl<'d> Guest<'d> {
 
     /// Starts a program in it that writes to memory without end.
     pub(crate) fn start_writer(&self) -> Result<(), ApiError> {
-        exec(self.daemon, &self.name, &["sh", "-c", WRITE])
+        self.daemon.exec(&self.name, &["sh", "-c", WRITE])
     }
 
     /// Ends that.
     pub(crate) fn end_writer(&self) -> Result<(), ApiError> {
-        exec(self.daemon, &self.name, &["sh", "-c", &format!("kill -9 -$(cat {WRITER})")])
+        self.daemon.exec(&self.name, &["sh", "-c", &format!("kill -9 -$(cat {WRITER})")])
     }
 
     /// Ends and removes it.
@@ -123,12 +110,6 @@ impl<'d> Guest<'d> {
         let request = ForkRequest { children: vec![ChildSpec::default(); count] };
         self.daemon.call("POST", &format!("/vms/{}/fork", self.name), &request)
     }
-}
-
-fn exec(daemon: &Daemon, name: &str, argv: &[&str]) -> Result<(), ApiError> {
-    let request = ExecRequest { argv: argv.iter().map(|&arg| arg.to_owned()).collect(), ..ExecRequest::default() };
-    let report: ExecReport = daemon.call("POST", &format!("/vms/{name}/exec"), &request)?;
-    if report.exit == 0 { Ok(()) } else { Err(ApiError::Answer(format!("{argv:?} in {name}: {report:?}"))) }
 }
 
 fn us_since(start: Instant) -> u64 {

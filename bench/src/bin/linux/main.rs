@@ -8,12 +8,10 @@
 //! The kernel of guests must be in the daemon's cache. In an emulated host all times are 10 to 20 times too long; what
 //! holds are ratios, and figures of memory.
 
-mod api; // a daemon of its own
-mod guest; // a VM of that
+mod guest; // a VM of a daemon
 
-use api::{ApiError, Daemon};
 use guest::{Forked, Guest};
-use pando_bench::{bound, median, median_of, mib, percentile, row, table, took};
+use pando_bench::{ApiError, Daemon, bound, median, median_of, mib, percentile, row, table, took};
 use pando_wire::api::{ForkReport, Usage, Vm};
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -36,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let pando = PathBuf::from(args.first().map_or("target/release/pando", String::as_str));
     let forks: usize = args.get(1).map_or(Ok(10), |count| count.parse())?;
-    let daemon = Daemon::start(&pando)?;
+    let daemon = Daemon::start(&pando, &[])?;
     let image = daemon.import()?;
     let mut measured = Vec::new();
     for size in SIZES {

@@ -1,4 +1,4 @@
-//! How long a fork stops its parent, and where its children's time goes; with a toy guest, which runs on any KVM.
+//! How long a fork or a checkpoint stops its VM, and where its children's time goes; with a toy guest, which runs on any KVM.
 //!
 //! ```text
 //! pause [PANDO]      PANDO is the program, target/release/pando when absent
@@ -68,9 +68,7 @@ fn against_bare_forks(pando: &Path) -> Result<(), MonitorError> {
         bound(&what, &took(pause), &format!("<= 1.3 x bare + 0.3 ms = {}", took(limit)), pause <= limit);
     }
     if let [(small, first), .., (large, last)] = measured.as_slice() {
-        let ratio = last.pause_us() as f64 / first.pause_us().max(1) as f64;
-        let what = format!("pause, {} against {}", mib(*large), mib(*small));
-        bound(&what, &format!("{ratio:.2} x"), "<= 8 x", ratio <= 8.0);
+        at_most(&format!("pause, {} against {}", mib(*large), mib(*small)), last.pause_us(), first.pause_us(), 8.0);
     }
 
     println!("\nWhere a child's time goes, from the fork to its first instruction: medians, in µs");
@@ -79,36 +77,64 @@ fn against_bare_forks(pando: &Path) -> Result<(), MonitorError> {
     Ok(())
 }
 
-/// The pause by what was written since the fork before.
+/// The pause by what was written since the fork before, or since the checkpoint.
 fn after_writes(pando: &Path) -> Result<(), MonitorError> {
     let mut guests = Vec::new();
     for walked in DIRTIED {
         let guest = touched(pando, DIRTY_RAM, walked)?;
         guest.ask(&Request::Pause)?;
-        guests.push((walked, guest, Measured::default()));
+        guests.push((walked, guest, Measured::default(), Measured::default()));
     }
     // In turns, and the other one stands still.
     for _ in 0..FORKS {
-        for (_, guest, of) in &mut guests {
-            guest.ask(&Request::Resume)?;
-            // The lap that ends next began before; the one after it is whole.
-            guest.console_of(guest.console()?.len() + 2, LIMIT)?;
-            of.fork(guest)?;
+        for (_, guest, forks, checkpoints) in &mut guests {
+            write_all(guest)?;
+            forks.fork(guest)?;
+            write_all(guest)?;
+            checkpoints.keep(guest)?;
             guest.ask(&Request::Pause)?;
         }
     }
     println!(
-        "\nThe parent's pause by what it wrote since the fork before, {} of RAM: medians of {FORKS}, in µs",
+        "\nThe VM's pause by what it wrote since it was forked before, {} of RAM: medians of {FORKS}, in µs",
         mib(DIRTY_RAM)
     );
-    let rows: Vec<_> = guests.iter().map(|(walked, _, of)| of.pause_row(*walked)).collect();
+    let named = |what: &str, of: &Measured, walked: u64| {
+        let mut row = of.pause_row(walked);
+        row[0] = format!("{what}, {}", row[0]);
+        row
+    };
+    let rows: Vec<_> = guests
+        .iter()
+        .flat_map(|(walked, _, forks, checkpoints)| {
+            [named("fork", forks, *walked), named("checkpoint", checkpoints, *walked)]
+        })
+        .collect();
     table(&["written", "pause", "park", "save", "seal", "fork", "resume", "least pause"], &rows);
-    if let [(little, _, first), (much, _, last)] = guests.as_slice() {
-        let ratio = last.pause_us() as f64 / first.pause_us().max(1) as f64;
-        let what = format!("pause, {} written against {}", mib(*much), mib(*little));
-        bound(&what, &format!("{ratio:.2} x"), "<= 1.3 x", ratio <= 1.3);
+    for (walked, _, forks, checkpoints) in &guests {
+        let what = format!("pause, checkpoint against fork, {} written", mib(*walked));
+        at_most(&what, checkpoints.pause_us(), forks.pause_us(), 1.2);
+    }
+    if let [(little, _, forked, kept), (much, _, last_forked, last_kept)] = guests.as_slice() {
+        for (name, first, last) in [("fork", forked, last_forked), ("checkpoint", kept, last_kept)] {
+            let what = format!("pause, {name}, {} written against {}", mib(*much), mib(*little));
+            at_most(&what, last.pause_us(), first.pause_us(), 1.3);
+        }
     }
     Ok(())
+}
+
+/// Lets a guest go on until it has written to all that it writes to.
+fn write_all(guest: &Monitor) -> Result<(), MonitorError> {
+    guest.ask(&Request::Resume)?;
+    // The lap that ends next began before; the one after it is whole.
+    guest.console_of(guest.console()?.len() + 2, LIMIT).map(drop)
+}
+
+/// Prints how many times `against` a figure is, and whether that is at most `limit`.
+fn at_most(what: &str, figure: u64, against: u64, limit: f64) {
+    let ratio = figure as f64 / against.max(1) as f64;
+    bound(what, &format!("{ratio:.2} x"), &format!("<= {limit} x"), ratio <= limit);
 }
 
 fn measure(pando: &Path, size: u64) -> Result<Measured, MonitorError> {
@@ -137,6 +163,8 @@ struct Measured {
     bare: Vec<u64>,
     forks: Vec<ForkTimings>,
     starts: Vec<StartTimings>,
+    /// The one of the last checkpoint.
+    seed: Option<Monitor>,
 }
 
 impl Measured {
@@ -146,6 +174,15 @@ impl Measured {
         self.forks.push(timings);
         self.starts.extend(children.iter().map(|child| child.timings));
         drop(children);
+        sleep(SETTLE);
+        Ok(())
+    }
+
+    /// Makes a checkpoint, which is kept until the next one is.
+    fn keep(&mut self, guest: &Monitor) -> Result<(), MonitorError> {
+        let (timings, seed) = guest.keep()?;
+        self.forks.push(timings);
+        self.seed = Some(seed);
         sleep(SETTLE);
         Ok(())
     }

@@ -1,7 +1,9 @@
-//! A daemon of the benchmark's own, and its API without a program in between whose start would be measured as well.
+//! A daemon of a benchmark's own, and its API without a program in between whose start would be measured as well.
 
+use pando_wire::api::{ExecReport, ExecRequest, RunRequest, Vm};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::symlink;
@@ -18,7 +20,7 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// What the daemon did not do.
 #[derive(Debug)]
-pub(crate) enum ApiError {
+pub enum ApiError {
     /// It said no, or could not.
     Refused(String),
     /// Its answer is none that is understood.
@@ -46,21 +48,24 @@ impl From<io::Error> for ApiError {
 }
 
 /// A daemon with folders of its own. Its VMs and files go when it is dropped.
-pub(crate) struct Daemon {
+#[derive(Debug)]
+pub struct Daemon {
     folder: TempDir,
     pando: PathBuf,
     process: Child,
 }
 
 impl Daemon {
-    /// Starts the `pando` at `pando` as a daemon. Its cache, with a kernel in it, is where the environment says.
-    pub(crate) fn start(pando: &Path) -> Result<Self, ApiError> {
+    /// Starts the `pando` at `pando` as a daemon, with `options` of its own. Its cache, with a kernel in it, is where the
+    /// environment says.
+    pub fn start(pando: &Path, options: &[&str]) -> Result<Self, ApiError> {
         // Short, because paths of sockets have room for 107 characters.
         let folder = TempDir::with_prefix_in("pb.", "/tmp")?;
         let log = File::create(folder.path().join("log"))?;
         let process = Command::new(pando)
             .args(["daemon", "--socket"])
             .arg(folder.path().join("pando.sock"))
+            .args(options)
             .env("PANDO_STATE_DIR", folder.path().join("state"))
             .env("PANDO_RUNTIME_DIR", folder.path().join("run"))
             .stdin(Stdio::null())
@@ -79,7 +84,7 @@ impl Daemon {
     }
 
     /// Imports an image of busybox and nothing else; its digest. A VM is booted and removed for it.
-    pub(crate) fn import(&self) -> Result<String, ApiError> {
+    pub fn import(&self) -> Result<String, ApiError> {
         let root = self.folder.path().join("root");
         fs::create_dir_all(root.join("bin"))?;
         fs::create_dir_all(root.join("etc"))?;
@@ -88,25 +93,54 @@ impl Daemon {
             symlink("busybox", root.join("bin").join(applet))?;
         }
         fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
-        let mut run = Command::new(&self.pando);
-        run.args(["run", "--name", "import", "-o", "json"]).arg(&root);
-        let output = run.env("PANDO_HOST", format!("unix://{}", self.socket().display())).output()?;
-        if !output.status.success() {
-            return Err(ApiError::Refused(String::from_utf8_lossy(&output.stderr).into_owned()));
-        }
-        let vm: Value = parse(&output.stdout)?;
+        let printed = self.pando(&["run", "--name", "import", "-o", "json", &root.display().to_string()])?;
+        let vm: Value = parse(printed.as_bytes())?;
         self.remove("import")?;
         let digest = vm.get("image").and_then(Value::as_str).map(str::to_owned);
         digest.ok_or_else(|| ApiError::Answer(vm.to_string()))
     }
 
+    /// Runs the command, which asks this daemon. What it prints.
+    pub fn pando(&self, args: &[&str]) -> Result<String, ApiError> {
+        let host = format!("unix://{}", self.socket().display());
+        let output = Command::new(&self.pando).args(args).env("PANDO_HOST", host).output()?;
+        match output.status.success() {
+            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            false => Err(ApiError::Refused(String::from_utf8_lossy(&output.stderr).into_owned())),
+        }
+    }
+
+    /// Boots a VM with one CPU; it answers already.
+    pub fn boot(&self, name: &str, image: &str, memory_bytes: u64) -> Result<Vm, ApiError> {
+        let request = RunRequest {
+            name: Some(name.into()),
+            image: image.into(),
+            cpus: 1,
+            memory_bytes,
+            disk_bytes: None,
+            command: Vec::new(),
+            env: BTreeMap::new(),
+            cwd: None,
+            user: None,
+            kernel: None,
+        };
+        self.call("POST", "/vms", &request)
+    }
+
+    /// Runs a program in a VM to its end; one that fails is an error.
+    pub fn exec(&self, name: &str, argv: &[&str]) -> Result<(), ApiError> {
+        let request = ExecRequest { argv: argv.iter().map(|&arg| arg.to_owned()).collect(), ..ExecRequest::default() };
+        let report: ExecReport = self.call("POST", &format!("/vms/{name}/exec"), &request)?;
+        if report.exit == 0 { Ok(()) } else { Err(ApiError::Answer(format!("{argv:?} in {name}: {report:?}"))) }
+    }
+
     /// Ends and removes a VM.
-    pub(crate) fn remove(&self, name: &str) -> Result<(), ApiError> {
+    pub fn remove(&self, name: &str) -> Result<(), ApiError> {
         self.call("DELETE", &format!("/vms/{name}?force=true"), &())
     }
 
     /// One request with a JSON body.
-    pub(crate) fn call<A: DeserializeOwned>(
+    pub fn call<A: DeserializeOwned>(
         &self,
         method: &str,
         path: &str,
@@ -130,6 +164,11 @@ impl Daemon {
             Some("200") => parse(body.as_bytes()),
             _ => Err(ApiError::Refused(body.to_owned())),
         }
+    }
+
+    /// Where it keeps what it has.
+    pub fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
     }
 
     fn socket(&self) -> PathBuf {
