@@ -2,8 +2,8 @@
 //! emulated host that has it.
 //!
 //! ```text
-//! checkpoint [PANDO [ROUNDS]]     PANDO is the program, target/release/pando when absent; ROUNDS are wakes per median, 3
-//!                                 when absent
+//! checkpoint [PANDO [ROUNDS [CHECKPOINTS]]]     PANDO is the program, target/release/pando when absent; ROUNDS are wakes
+//!                                               per median, 3 when absent; CHECKPOINTS of one VM, 10 when absent
 //! ```
 //!
 //! The kernel of guests must be in the daemon's cache. What is compared takes turns, so that whatever else this computer
@@ -27,27 +27,29 @@ const MEMORY: u64 = 1 << 30;
 const FILLED_MIB: u32 = 150;
 /// What it writes anew before each checkpoint, in MiB.
 const WORK_MIB: u32 = 8;
-/// Checkpoints of it.
-const CHECKPOINTS: usize = 10;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let pando = PathBuf::from(args.first().map_or("target/release/pando", String::as_str));
     let rounds: usize = args.get(1).map_or(Ok(3), |count| count.parse())?;
+    let checkpoints: usize = args.get(2).map_or(Ok(10), |count| count.parse())?;
     // Seeds go when they are stored, so that VMs come from the store.
     let daemon = Daemon::start(&pando, &["--keep-seeds", "500ms"])?;
     let image = daemon.import()?;
     let worker = Worker::boot(&daemon, &image, MEMORY, FILLED_MIB)?;
     println!(
         "A Linux VM with {} of RAM, {FILLED_MIB} MiB of it full of random bytes; it writes {WORK_MIB} MiB anew before each of \
-         {CHECKPOINTS} checkpoints",
+         {checkpoints} checkpoints",
         mib(MEMORY)
     );
     let (mut forks, mut kept, mut wakes) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..CHECKPOINTS {
+    for round in 0..checkpoints {
         let (fork, checkpoint) = keep(&worker, round)?;
+        tell_kept(round, &fork, &checkpoint);
         if round < rounds {
-            wakes.push(wake(&pando, &daemon, &checkpoint)?);
+            let round = wake(&pando, &daemon, &checkpoint)?;
+            tell_wakes(&round);
+            wakes.push(round);
         }
         forks.push(fork);
         kept.push(checkpoint);
@@ -61,7 +63,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// A fork and a checkpoint, of which one time the one is first and one time the other.
 fn keep(worker: &Worker<'_>, round: usize) -> Result<(ForkReport, Kept), ApiError> {
     worker.work(WORK_MIB)?;
-    if round % 2 == 0 {
+    if round.is_multiple_of(2) {
         let fork = worker.fork()?;
         Ok((fork, worker.checkpoint()?))
     } else {
@@ -72,12 +74,33 @@ fn keep(worker: &Worker<'_>, round: usize) -> Result<(ForkReport, Kept), ApiErro
 
 /// The wakes of one checkpoint that are compared.
 fn wake(pando: &Path, daemon: &Daemon, kept: &Kept) -> Result<Wakes, Box<dyn Error>> {
+    let loaded_us = everything::load(pando, &daemon.state().join("store"), &kept.id)?;
+    println!("     all of its memory read from a server in {}", took(loaded_us));
     let first = Woken::at_once(daemon, &kept.name)?;
     let second = Woken::at_once(daemon, &kept.name)?;
     let whole = Woken::when_all_is_there(daemon, &kept.name)?;
-    let loaded_us = everything::load(pando, &daemon.state().join("store"), &kept.id)?;
     Ok(Wakes { first, second, whole, loaded_us })
 }
+
+/// Says at once how one checkpoint went: the whole takes minutes.
+fn tell_kept(round: usize, fork: &ForkReport, kept: &Kept) {
+    println!(
+        "  {}: paused {} at the fork and {} at the checkpoint, {} stored in {}",
+        round + 1,
+        took(fork.pause_us),
+        took(kept.pause_us),
+        mib(kept.stored_bytes),
+        took(kept.stored_us)
+    );
+}
+
+fn tell_wakes(Wakes { first, second, whole, .. }: &Wakes) {
+    let [first, second, whole] = [first, second, whole].map(|woken| took(woken.executed_us));
+    println!("     a program had run in {first}, then in {second}, and after all memory had come in {whole}");
+}
+
+/// One of the wakes of a checkpoint.
+type Which = fn(&Wakes) -> &Woken;
 
 fn report_pauses(forks: &[ForkReport], kept: &[Kept]) {
     let fork_us = median_of(forks, |fork| fork.pause_us);
@@ -127,7 +150,7 @@ fn report_wakes(wakes: &[Wakes]) {
     at_most("the second, against the first", second, first, 0.6);
 
     println!("\nWaits for a page, and what came: medians");
-    let came: [(&str, fn(&Wakes) -> &Woken); 3] =
+    let came: [(&str, Which); 3] =
         [("first", |it| &it.first), ("second", |it| &it.second), ("all there", |it| &it.whole)];
     let head = ["wake", "waits", "p50, µs", "p99, µs", "beside", "expected", "others", "zero", "all there"];
     let rows: Vec<_> = came.iter().map(|(name, of)| came_row(name, wakes, *of)).collect();
@@ -141,13 +164,13 @@ fn report_wakes(wakes: &[Wakes]) {
     table(&head, &rows);
 }
 
-fn came_row(name: &str, wakes: &[Wakes], of: fn(&Wakes) -> &Woken) -> Vec<String> {
+fn came_row(name: &str, wakes: &[Wakes], of: Which) -> Vec<String> {
     let figures = (0..wake::CAME).map(|at| median_of(wakes, |it| of(it).came[at]).to_string());
     let there = took(median_of(wakes, |it| of(it).there_us));
     std::iter::once(name.to_owned()).chain(figures).chain([there]).collect()
 }
 
-fn phase_row(name: &str, wakes: &[Wakes], of: fn(&Wakes) -> &Woken, phases: &[&str]) -> Vec<String> {
+fn phase_row(name: &str, wakes: &[Wakes], of: Which, phases: &[&str]) -> Vec<String> {
     let times: [fn(&Woken) -> u64; 4] = [|it| it.prepare_us, |it| it.ready_us, |it| it.answered_us, |it| it.exec_us];
     let times = times.iter().map(|time| median_of(wakes, |it| time(of(it))).to_string());
     let phase = |phase: &&str| median_of(wakes, |it| of(it).phases_us.get(*phase).copied().unwrap_or(0)).to_string();

@@ -7,12 +7,12 @@ use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How a monitor says in its log that all memory has come: this, and then [`CAME`] numbers between words.
+/// How a monitor says, where the console is written to, that all memory has come: this, and then [`CAME`] numbers between words.
 const ALL_THERE: &str = "all memory is there: ";
 /// Waits, two percentiles of them in microseconds, and pages of four kinds.
 pub(crate) const CAME: usize = 7;
 /// Until all memory is there.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(120);
 /// How often the log is looked at.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -88,7 +88,7 @@ impl Woken {
 
 /// Waits until all memory of the VM with this id is there, and what it waited for is noted.
 fn all_there(daemon: &Daemon, id: &str) -> Result<[u64; CAME], ApiError> {
-    let (log, start) = (daemon.state().join("vms").join(id).join("monitor.log"), Instant::now());
+    let (log, start) = (daemon.state().join("vms").join(id).join("console.log"), Instant::now());
     while start.elapsed() < LIMIT {
         let text = fs::read_to_string(&log)?;
         if let Some((_, line)) = text.split_once(ALL_THERE)
@@ -99,5 +99,5 @@ fn all_there(daemon: &Daemon, id: &str) -> Result<[u64; CAME], ApiError> {
         }
         sleep(PAUSE);
     }
-    Err(ApiError::Answer(format!("nothing in {}", log.display())))
+    Err(ApiError::Answer(format!("not that all memory is there, but: {}", fs::read_to_string(&log)?)))
 }

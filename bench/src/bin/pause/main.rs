@@ -13,6 +13,7 @@ use bare::Bare;
 use pando_bench::{Monitor, MonitorError, READY, Toy, bound, median_of, mib, row, table, took, usable_kvm};
 use pando_wire::control::{ForkTimings, Request, StartTimings};
 use std::error::Error;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
@@ -29,8 +30,8 @@ const DIRTIED: [u64; 2] = [16 << 20, 512 << 20];
 const DIRTY_RAM: u64 = 1 << 30;
 /// Until a guest has touched all its memory, or made a lap.
 const LIMIT: Duration = Duration::from_secs(120);
-/// Until the memory of a child that ended is given back.
-const SETTLE: Duration = Duration::from_millis(20);
+/// How often it is looked whether the memory of a child that ended is given back.
+const SETTLE: Duration = Duration::from_millis(5);
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -83,45 +84,67 @@ fn after_writes(pando: &Path) -> Result<(), MonitorError> {
     for walked in DIRTIED {
         let guest = touched(pando, DIRTY_RAM, walked)?;
         guest.ask(&Request::Pause)?;
-        guests.push((walked, guest, Measured::default(), Measured::default()));
+        guests.push(Dirtied { walked, guest, forks: [(); WAYS.len()].map(|()| Measured::default()) });
     }
     // In turns, and the other one stands still.
     for _ in 0..FORKS {
-        for (_, guest, forks, checkpoints) in &mut guests {
+        for Dirtied { guest, forks: [fork, checkpoint, _], .. } in &mut guests {
             write_all(guest)?;
-            forks.fork(guest)?;
+            fork.fork(guest)?;
             write_all(guest)?;
-            checkpoints.keep(guest)?;
+            end([checkpoint.keep(guest)?])?;
             guest.ask(&Request::Pause)?;
         }
     }
+    // Last, as it breaks the guest's huge pages: what is written while somebody else has it is copied page by page.
+    for Dirtied { guest, forks: [.., beside], .. } in &mut guests {
+        let mut before = guest.seed()?;
+        for _ in 0..FORKS {
+            write_all(guest)?;
+            let seed = beside.keep(guest)?;
+            end([std::mem::replace(&mut before, seed)])?;
+            guest.ask(&Request::Pause)?;
+        }
+        end([before])?;
+    }
+    report_writes(&guests);
+    Ok(())
+}
+
+/// How the memory is shared while a guest writes, and what then stops it.
+const WAYS: [&str; 3] = ["fork", "checkpoint", "checkpoint beside one"];
+
+/// A guest that writes to so many bytes between two forks.
+struct Dirtied {
+    walked: u64,
+    guest: Monitor,
+    /// One for each of [`WAYS`].
+    forks: [Measured; WAYS.len()],
+}
+
+fn report_writes(guests: &[Dirtied]) {
     println!(
-        "\nThe VM's pause by what it wrote since it was forked before, {} of RAM: medians of {FORKS}, in µs",
+        "\nThe VM's pause by what it wrote since the one before, {} of RAM: medians of {FORKS}, in µs. The child or seed of \
+         that has ended before the VM writes; beside one, that seed lives meanwhile",
         mib(DIRTY_RAM)
     );
-    let named = |what: &str, of: &Measured, walked: u64| {
-        let mut row = of.pause_row(walked);
-        row[0] = format!("{what}, {}", row[0]);
+    let row = |of: &Dirtied, way: usize| {
+        let mut row = of.forks[way].pause_row(of.walked);
+        row[0] = format!("{}, {}", WAYS[way], row[0]);
         row
     };
-    let rows: Vec<_> = guests
-        .iter()
-        .flat_map(|(walked, _, forks, checkpoints)| {
-            [named("fork", forks, *walked), named("checkpoint", checkpoints, *walked)]
-        })
-        .collect();
+    let rows: Vec<_> = guests.iter().flat_map(|of| (0..WAYS.len()).map(move |way| row(of, way))).collect();
     table(&["written", "pause", "park", "save", "seal", "fork", "resume", "least pause"], &rows);
-    for (walked, _, forks, checkpoints) in &guests {
-        let what = format!("pause, checkpoint against fork, {} written", mib(*walked));
-        at_most(&what, checkpoints.pause_us(), forks.pause_us(), 1.2);
+    for Dirtied { walked, forks: [fork, checkpoint, _], .. } in guests {
+        let what = format!("checkpoint against fork, {} written", mib(*walked));
+        at_most(&what, checkpoint.pause_us(), fork.pause_us(), 1.2);
     }
-    if let [(little, _, forked, kept), (much, _, last_forked, last_kept)] = guests.as_slice() {
-        for (name, first, last) in [("fork", forked, last_forked), ("checkpoint", kept, last_kept)] {
-            let what = format!("pause, {name}, {} written against {}", mib(*much), mib(*little));
-            at_most(&what, last.pause_us(), first.pause_us(), 1.3);
+    if let [little, much] = guests {
+        for ((way, little), much) in WAYS.iter().zip(&little.forks).zip(&much.forks) {
+            let what = format!("{way}, {} written against {}", mib(DIRTIED[1]), mib(DIRTIED[0]));
+            at_most(&what, much.pause_us(), little.pause_us(), 1.3);
         }
     }
-    Ok(())
 }
 
 /// Lets a guest go on until it has written to all that it writes to.
@@ -129,6 +152,20 @@ fn write_all(guest: &Monitor) -> Result<(), MonitorError> {
     guest.ask(&Request::Resume)?;
     // The lap that ends next began before; the one after it is whole.
     guest.console_of(guest.console()?.len() + 2, LIMIT).map(drop)
+}
+
+/// Ends what was forked, and waits until its memory is given back: what is written before that is copied page by page.
+fn end(forked: impl IntoIterator<Item = Monitor>) -> Result<(), MonitorError> {
+    for monitor in forked {
+        let memory = format!("/proc/{}/statm", monitor.pid()?);
+        drop(monitor);
+        // Nothing, or that of a process that nobody has reaped yet.
+        while fs::read_to_string(&memory).is_ok_and(|pages| !pages.starts_with("0 ")) {
+            sleep(SETTLE);
+        }
+    }
+    sleep(SETTLE);
+    Ok(())
 }
 
 /// Prints how many times `against` a figure is, and whether that is at most `limit`.
@@ -163,8 +200,6 @@ struct Measured {
     bare: Vec<u64>,
     forks: Vec<ForkTimings>,
     starts: Vec<StartTimings>,
-    /// The one of the last checkpoint.
-    seed: Option<Monitor>,
 }
 
 impl Measured {
@@ -173,18 +208,14 @@ impl Measured {
         let (timings, children) = guest.fork(1)?;
         self.forks.push(timings);
         self.starts.extend(children.iter().map(|child| child.timings));
-        drop(children);
-        sleep(SETTLE);
-        Ok(())
+        end(children.into_iter().map(|child| child.monitor))
     }
 
-    /// Makes a checkpoint, which is kept until the next one is.
-    fn keep(&mut self, guest: &Monitor) -> Result<(), MonitorError> {
+    /// Makes a checkpoint.
+    fn keep(&mut self, guest: &Monitor) -> Result<Monitor, MonitorError> {
         let (timings, seed) = guest.keep()?;
         self.forks.push(timings);
-        self.seed = Some(seed);
-        sleep(SETTLE);
-        Ok(())
+        Ok(seed)
     }
 
     fn pause_us(&self) -> u64 {
