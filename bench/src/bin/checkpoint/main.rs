@@ -9,7 +9,7 @@
 //! The kernel of guests must be in the daemon's cache. What is compared takes turns, so that whatever else this computer
 //! does happens to both.
 
-mod everything; // loading all of a checkpoint, and nothing else
+mod everything; // loading all of the memory of a checkpoint, and nothing else
 mod keep; // checkpoints of a VM at work
 mod wake; // VMs from the store
 
