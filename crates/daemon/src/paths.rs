@@ -108,9 +108,17 @@ impl Paths {
         self.layer(id).join(pando_disk::DATA_FILE)
     }
 
-    /// Where there is a layer at all, if there is one.
-    pub(crate) fn any_layer(&self) -> io::Result<Option<PathBuf>> {
-        Ok(fs::read_dir(self.all_layers())?.next().transpose()?.map(|_| self.all_layers()))
+    /// Where there is a layer at all, or else a checkpoint, if there is one: what a database knows of.
+    pub(crate) fn any_kept(&self) -> io::Result<Option<PathBuf>> {
+        for dir in [self.all_layers(), self.store().join("checkpoints")] {
+            match fs::read_dir(&dir).and_then(|mut entries| entries.next().transpose()) {
+                Ok(Some(_)) => return Ok(Some(dir)),
+                Ok(None) => (),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => (), // No checkpoint was ever made.
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 
     pub(crate) fn store(&self) -> PathBuf {

@@ -117,8 +117,8 @@ pub async fn serve_until(
     let (unix, tcp) = listen(&config).await?;
 
     let owner = owner(&paths.owner()).map_err(|source| ServeError::Path { path: paths.owner(), source })?;
-    let disks = paths.any_layer().map_err(|source| ServeError::Path { path: paths.all_layers(), source })?;
-    let db = Db::open(&paths.database(), &owner, disks).await?;
+    let kept = paths.any_kept().map_err(|source| ServeError::Path { path: config.state_dir.clone(), source })?;
+    let db = Db::open(&paths.database(), &owner, kept).await?;
     let (end, ending) = watch::channel(false);
     let (close, closing) = watch::channel(false);
     let fleet = Fleet::new(&config, paths, db.clone(), ending.clone(), closing);

@@ -222,6 +222,36 @@ async fn disks_are_kept_when_their_database_is_lost() {
 }
 
 #[tokio::test]
+async fn checkpoints_are_kept_when_their_database_is_lost() {
+    let mut daemon = Daemon::start().await;
+    daemon.run("base").await;
+    let (_, made) = daemon.post("/vms/base/checkpoint", json!({"name": "warm"})).await;
+    eventually("it is stored", async || daemon.get("/checkpoints/warm").await.1["state"] == "stored").await;
+    signal_kill(made["seed"].as_u64().unwrap().try_into().unwrap());
+    eventually("its seed is gone", async || daemon.get("/checkpoints/warm").await.1["seed"].is_null()).await;
+    daemon.delete("/vms/base?force=true").await;
+    daemon.stop().await;
+    assert_eq!(std::fs::read_dir(daemon.config.state_dir.join("layers")).unwrap().count(), 0, "it is all there is");
+    let database = daemon.config.state_dir.join("pando.db");
+    let safe = daemon.path().join("safe.db");
+    std::fs::rename(&database, &safe).unwrap();
+    let stored = daemon.config.state_dir.join("store/checkpoints").join(made["id"].as_str().unwrap());
+    for _ in 0..2 {
+        let ready = std::future::ready(()); // One that is not refused ends.
+        let refused = serve_until(daemon.config.clone(), ready).await;
+        assert!(stored.exists());
+        let cause = std::error::Error::source(&refused.unwrap_err()).unwrap().to_string();
+        assert!(cause.contains("store/checkpoints") && cause.contains("put their database back"), "{cause}");
+    }
+    std::fs::rename(&safe, &database).unwrap();
+    daemon.start_again().await;
+    assert_eq!(
+        daemon.post("/checkpoints/warm/run", json!({"children": [{}]})).await.1["children"][0]["error"],
+        Value::Null
+    );
+}
+
+#[tokio::test]
 async fn a_vm_of_another_build_is_shown_and_left_alone_and_the_others_are_adopted() {
     // The daemon used to refuse to start.
     let mut daemon = Daemon::start().await;

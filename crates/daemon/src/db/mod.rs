@@ -39,11 +39,11 @@ pub enum DbError {
         /// Its schema.
         found: i64,
     },
-    /// It is new, and the VMs are not.
-    #[error("it is new, but {disks} holds disks of VMs: put their database back, or move the disks away")]
+    /// It is new, and the VMs or checkpoints are not.
+    #[error("it is new, but {kept} holds disks of VMs or checkpoints: put their database back, or move them away")]
     Lost {
         /// Where they are.
-        disks: PathBuf,
+        kept: PathBuf,
     },
     /// A row holds what this build never writes.
     #[error("the database says {what} of {id}, which cannot be")]
@@ -77,9 +77,9 @@ pub(crate) struct Db {
 }
 
 impl Db {
-    /// Opens the database at `path`, or creates it, unless there are `disks` of VMs that it should know of. `owner` is
-    /// this daemon's id; everything in it becomes this daemon's, in a new epoch.
-    pub(crate) async fn open(path: &Path, owner: &str, disks: Option<PathBuf>) -> Result<Self, DbError> {
+    /// Opens the database at `path`, or creates it, unless something is `kept` that it should know of. `owner` is this
+    /// daemon's id; everything in it becomes this daemon's, in a new epoch.
+    pub(crate) async fn open(path: &Path, owner: &str, kept: Option<PathBuf>) -> Result<Self, DbError> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -88,8 +88,8 @@ impl Db {
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(10));
         let durable = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
-        match (migrate::version(&durable).await?, disks) {
-            (0, Some(disks)) => return Err(DbError::Lost { disks }),
+        match (migrate::version(&durable).await?, kept) {
+            (0, Some(kept)) => return Err(DbError::Lost { kept }),
             (found, _) => migrate(&durable, found).await?,
         }
         for all in
