@@ -68,7 +68,7 @@ async fn a_vm_is_kept_as_a_seed_and_goes_on_while_it_is_stored() {
     assert_ne!(made.seed.unwrap(), vm.pid.unwrap());
     assert_eq!(daemon.vm("web").await.state, State::Running);
     let kept = until(&daemon, "warm", CheckpointState::Stored).await;
-    assert_eq!(kept.logical_bytes, Some(65536));
+    assert_eq!(kept.logical_bytes, Some((512 << 20) + 32768));
     assert!(kept.stored_bytes.unwrap() > 0 && kept.usage.unwrap().rss_bytes > 0 && kept.seed == made.seed);
     assert_eq!(stored(&daemon), std::slice::from_ref(&made.id));
     // A name is made up, as for a child.
@@ -300,6 +300,24 @@ async fn garbage_is_collected_and_damage_is_found_by_the_names_of_checkpoints() 
     assert_eq!(status, 200, "{collected}");
     let (_, verified) = daemon.post("/store/verify", Value::Null).await;
     assert_eq!(verified["checkpoints"], 0);
+}
+
+#[tokio::test]
+async fn a_seed_is_kept_when_the_store_lost_what_was_written_down_as_stored() {
+    let mut daemon = Daemon::start().await;
+    daemon.run("web").await;
+    let made = create(&daemon, "web", "warm").await;
+    until(&daemon, "warm", CheckpointState::Stored).await;
+    daemon.stop().await;
+    daemon.config.keep_seeds = std::time::Duration::from_secs(2);
+    daemon.start_again().await;
+    let store = Store::open(&daemon.config.state_dir.join("store")).unwrap();
+    store.remove(&made.id).unwrap();
+
+    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+
+    assert_eq!(get(&daemon, "warm").await.seed, made.seed);
+    assert!(run(&daemon, "warm", &["one"]).await.warm);
 }
 
 #[tokio::test]

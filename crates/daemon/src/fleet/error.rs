@@ -35,6 +35,20 @@ pub(crate) enum FleetError {
     /// The checkpoint is neither in memory nor in the store.
     #[error("nothing can be run from {0}: it could not be stored, and its seed is gone")]
     NotStored(String),
+    /// The store does not have the checkpoint, so there is nothing to be exported.
+    #[error("cannot export {0}: it is not stored")]
+    Unstored(String),
+    /// What was sent cannot become a checkpoint.
+    #[error("cannot import the checkpoint")]
+    NoExport(#[source] Box<dyn Error + Send + Sync>),
+    /// The image that a checkpoint needs is not here.
+    #[error("cannot import {checkpoint}: it needs image {image}, which is to be imported first")]
+    NeedsImage {
+        /// Which checkpoint.
+        checkpoint: String,
+        /// The image's digest.
+        image: String,
+    },
     /// The VM is in the wrong state for that.
     #[error("cannot {wanted} {name}: it is {}", state_name(*is))]
     State {

@@ -1,10 +1,13 @@
 //! What comes in with a request, and how what is wrong with it is said.
 
 use super::error::Failure;
+use crate::images::Upload;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
 
 /// A JSON body, whatever `Content-Type` says. At most 2 MiB.
 pub(super) struct Body<T>(pub(super) T);
@@ -20,6 +23,20 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
             .map_err(|error| Failure::bad_request("the body is not what this route wants").because(error))?;
         Ok(Self(value))
     }
+}
+
+/// Sends on a body of whatever length, and that it is over, if all of it arrived.
+pub(super) async fn upload(body: axum::body::Body, to: mpsc::Sender<Upload>) {
+    let mut chunks = body.into_data_stream();
+    while let Some(chunk) = chunks.next().await {
+        // Without an `End` the reader knows that it was cut short.
+        let Ok(chunk) = chunk else { return };
+        // The reader may have seen enough.
+        if to.send(Upload::Chunk(chunk)).await.is_err() {
+            return;
+        }
+    }
+    let _ = to.send(Upload::End).await;
 }
 
 /// What follows the `?`.

@@ -1,12 +1,16 @@
 //! VMs as they were at one instant. Wherever a path has `{name}`, an id serves as well.
 
-use super::body::{Body, Name};
+use super::body::{Body, Name, Options, upload};
 use super::error::{Failure, Json};
 use super::{nothing, to_its_end};
 use crate::fleet::Fleet;
+use crate::images::Incoming;
 use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use pando_wire::api::{Checkpoint, CheckpointRequest, CheckpointRunReport, Collected, Error, ForkRequest, Verified};
+use serde::Deserialize;
+use utoipa::IntoParams;
 
 /// All checkpoints, oldest first.
 #[utoipa::path(get, path = "/checkpoints", responses((status = 200, body = [Checkpoint])))]
@@ -83,6 +87,55 @@ pub(super) async fn run(
     Body(request): Body<ForkRequest>,
 ) -> Result<Json<CheckpointRunReport>, Failure> {
     to_its_end(async move { fleet.run_from(&name, request).await }).await.map(Json)
+}
+
+/// Export a checkpoint that is stored, as one stream: what the daemon knows of it, and all that it needs of the store, but
+/// not the image. An answer that breaks off is not all of it.
+#[utoipa::path(
+    get,
+    path = "/checkpoints/{name}/export",
+    params(("name" = String, Path, description = "Its name or id")),
+    responses(
+        (status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 404, body = Error, description = "There is no such checkpoint"),
+        (status = 409, body = Error, description = "It is not stored"),
+    )
+)]
+pub(super) async fn export(State(fleet): State<Fleet>, Name(name): Name) -> Result<impl IntoResponse, Failure> {
+    let bytes = fleet.export_checkpoint(&name).await?;
+    Ok(([(CONTENT_TYPE, "application/octet-stream")], axum::body::Body::from_stream(bytes)))
+}
+
+/// How a checkpoint is imported.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ImportOptions {
+    /// Its name here; the one that it had when absent.
+    name: Option<String>,
+}
+
+/// Import a checkpoint that was exported. Every byte is checked; it is here in full then, or not at all. The image that
+/// it needs must be here.
+#[utoipa::path(
+    post,
+    path = "/checkpoints",
+    params(ImportOptions),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses(
+        (status = 200, body = Checkpoint),
+        (status = 400, body = Error, description = "It is no export, damaged, or not all of it arrived"),
+        (status = 409, body = Error, description = "The image is missing, the name is taken, or it is here already"),
+    )
+)]
+pub(super) async fn import(
+    State(fleet): State<Fleet>,
+    Options(options): Options<ImportOptions>,
+    body: axum::body::Body,
+) -> Result<Json<Checkpoint>, Failure> {
+    let (sender, incoming) = Incoming::channel();
+    let importing = to_its_end(async move { fleet.import_checkpoint(options.name, incoming).await });
+    let (checkpoint, ()) = tokio::join!(importing, upload(body, sender));
+    Ok(Json(checkpoint?))
 }
 
 /// Take back the room of what no checkpoint needs.

@@ -54,11 +54,15 @@ impl From<FleetError> for Failure {
             FleetError::NameTaken(_)
             | FleetError::CheckpointTaken(_)
             | FleetError::NotStored(_)
+            | FleetError::Unstored(_)
+            | FleetError::NeedsImage { .. }
             | FleetError::State { .. }
             | FleetError::Foreign { .. }
             | FleetError::ImageInUse { .. }
             | FleetError::TooDeep { .. } => StatusCode::CONFLICT,
-            FleetError::Invalid(_) | FleetError::NoImage(_) | FleetError::Guest { .. } => StatusCode::BAD_REQUEST,
+            FleetError::Invalid(_) | FleetError::NoImage(_) | FleetError::NoExport(_) | FleetError::Guest { .. } => {
+                StatusCode::BAD_REQUEST
+            }
             FleetError::NoKvm { .. } | FleetError::NoRoom { .. } | FleetError::Agent { .. } => {
                 StatusCode::SERVICE_UNAVAILABLE
             }

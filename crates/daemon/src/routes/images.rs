@@ -1,14 +1,13 @@
 //! What VMs begin from.
 
-use super::body::Name;
+use super::body::{Name, upload};
 use super::error::{Failure, Json};
 use super::{nothing, to_its_end};
 use crate::fleet::Fleet;
-use crate::images::{Incoming, Upload};
+use crate::images::Incoming;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::IntoResponse;
-use futures_util::StreamExt;
 use pando_wire::api::{Error, Image};
 
 /// All images.
@@ -29,19 +28,7 @@ pub(super) async fn list(State(fleet): State<Fleet>) -> Result<Json<Vec<Image>>,
 pub(super) async fn import(State(fleet): State<Fleet>, body: Body) -> Result<Json<Image>, Failure> {
     let (sender, incoming) = Incoming::channel();
     let importing = to_its_end(async move { fleet.import(incoming).await });
-    let sending = async move {
-        let mut chunks = body.into_data_stream();
-        while let Some(chunk) = chunks.next().await {
-            // Without an `End` the reader knows that it was cut short.
-            let Ok(chunk) = chunk else { return };
-            // The reader may have seen enough.
-            if sender.send(Upload::Chunk(chunk)).await.is_err() {
-                return;
-            }
-        }
-        let _ = sender.send(Upload::End).await;
-    };
-    let (image, ()) = tokio::join!(importing, sending);
+    let (image, ()) = tokio::join!(importing, upload(body, sender));
     Ok(Json(image?))
 }
 

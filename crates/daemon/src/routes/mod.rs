@@ -51,10 +51,11 @@ fn of_fleet() -> OpenApiRouter<Fleet> {
         .routes(routes!(vms::exec))
         .routes(routes!(vms::logs))
         .routes(routes!(agent::connect))
-        .routes(routes!(checkpoints::list))
+        .routes(routes!(checkpoints::list, checkpoints::import))
         .routes(routes!(checkpoints::create))
         .routes(routes!(checkpoints::get, checkpoints::remove))
         .routes(routes!(checkpoints::run))
+        .routes(routes!(checkpoints::export))
         .routes(routes!(checkpoints::collect))
         .routes(routes!(checkpoints::verify))
         .routes(routes!(events::list));

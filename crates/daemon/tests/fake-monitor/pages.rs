@@ -8,8 +8,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// RAM and disk of everything that is stored, in pages.
+/// The disk of everything that is stored, in pages.
 pub(crate) const PAGES: u64 = 8;
+/// Its RAM, in pages: what the daemon gives a VM of which nothing is said.
+const MEMORY_PAGES: u64 = (512 << 20) / PAGE_BYTES as u64;
 
 /// `pages save`: standard input says what is to be stored, and how it fails.
 pub(crate) fn save(store: &str, name: &str) {
@@ -24,8 +26,8 @@ pub(crate) fn save(store: &str, name: &str) {
     }
     let store = Store::create(Path::new(store)).unwrap();
     let writer = store.writer().unwrap();
-    let layer = |kind| {
-        let mut layer = writer.layer(kind, PAGES).unwrap();
+    let layer = |kind, pages| {
+        let mut layer = writer.layer(kind, pages).unwrap();
         layer.write(3, &[7; PAGE_BYTES]).unwrap();
         layer.finish().unwrap()
     };
@@ -36,10 +38,14 @@ pub(crate) fn save(store: &str, name: &str) {
         cpu_features: Vec::new(),
         state: said.into_bytes(),
     };
-    let (memory, disk) = (layer(Kind::Memory), layer(Kind::Disk));
+    let (memory, disk) = (layer(Kind::Memory, MEMORY_PAGES), layer(Kind::Disk, PAGES));
     let checkpoint = Checkpoint { name: name.into(), created_ms: 1, machine, memory: Some(memory), disks: vec![disk] };
     writer.publish(&checkpoint).unwrap();
-    println!(r#"{{"logical_bytes":{},"stored_bytes":{}}}"#, 2 * PAGES * PAGE_BYTES as u64, writer.new_bytes());
+    println!(
+        r#"{{"logical_bytes":{},"stored_bytes":{}}}"#,
+        (MEMORY_PAGES + PAGES) * PAGE_BYTES as u64,
+        writer.new_bytes()
+    );
 }
 
 /// `pages serve`: says the state of the machine on the first connection, and waits until all are closed.

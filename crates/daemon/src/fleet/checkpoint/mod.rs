@@ -12,6 +12,9 @@
 
 mod adopt; // finding the checkpoints of an earlier daemon
 mod cold; // VMs from the store
+mod description; // what an export says ahead of the pages
+mod export; // one leaves
+mod import; // one arrives
 mod run; // VMs from a checkpoint
 mod save; // a seed is written into the store
 mod shed; // seeds that are no longer worth their memory

@@ -96,7 +96,7 @@ impl Fleet {
     }
 
     /// Does something with the store, in a thread that may block.
-    async fn with_store<T: Send + 'static>(
+    pub(super) async fn with_store<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Store) -> Result<T, FleetError> + Send + 'static,
     ) -> Result<T, FleetError> {
