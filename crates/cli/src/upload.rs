@@ -1,7 +1,7 @@
-//! What `run` calls IMAGE, as the digest of an image that the daemon has.
+//! Files on their way to the daemon; above all what `run` calls IMAGE, as the digest of an image that the daemon has.
 
 use crate::archive::{self, Owners, PackError};
-use crate::client::Client;
+use crate::client::{Body, Client};
 use crate::failure::{Failure, NOT_FOUND};
 use bytes::Bytes;
 use futures_util::{Stream, stream};
@@ -35,13 +35,25 @@ pub(crate) async fn digest(client: &Client, image: &str) -> Result<String, Failu
             Err(error) => Err(Failure::from(error).under(format!("cannot use {image} as an image"))),
         };
     }
-    let file =
-        File::open(path).map_err(|error| Failure::from(error).under(format!("cannot read the image {image}")))?;
-    let (chunks, reading) = read(file);
-    let answer = import(client, chunks, metadata.len()).await;
+    let failed = |error: io::Error| Failure::from(error).under(format!("cannot read the image {image}"));
+    let file = File::open(path).map_err(failed)?;
+    Ok(send(client, "/images", file, Some(metadata.len()), failed).await?.read::<Image>()?.digest)
+}
+
+/// Posts all that `source` has, of which that many bytes are expected, to `path`. `failed` says what it means when it
+/// cannot be read.
+pub(crate) async fn send(
+    client: &Client,
+    path: &str,
+    source: impl Read + Send + 'static,
+    total_bytes: Option<u64>,
+    failed: impl Fn(io::Error) -> Failure,
+) -> Result<Body, Failure> {
+    let (chunks, reading) = read(source);
+    let answer = post(client, path, chunks, total_bytes).await;
     match reading.await? {
         Ok(()) => answer,
-        Err(error) => Err(Failure::from(error).under(format!("cannot read the image {image}"))),
+        Err(error) => Err(failed(error)),
     }
 }
 
@@ -70,10 +82,20 @@ async fn import(
     chunks: mpsc::Receiver<io::Result<Bytes>>,
     total_bytes: u64,
 ) -> Result<String, Failure> {
-    let bar = bar(total_bytes);
-    let answer = client.post_stream("/images", counted(chunks, bar.clone())).await;
+    Ok(post(client, "/images", chunks, Some(total_bytes)).await?.read::<Image>()?.digest)
+}
+
+/// Posts chunks, and shows how far that is.
+async fn post(
+    client: &Client,
+    path: &str,
+    chunks: mpsc::Receiver<io::Result<Bytes>>,
+    total_bytes: Option<u64>,
+) -> Result<Body, Failure> {
+    let bar = total_bytes.map_or_else(ProgressBar::hidden, bar);
+    let answer = client.post_stream(path, counted(chunks, bar.clone())).await;
     bar.finish_and_clear();
-    Ok(answer?.read::<Image>()?.digest)
+    Ok(answer?)
 }
 
 /// A bar on standard error, which does not show unless that is a terminal.
@@ -99,13 +121,15 @@ fn counted(
     })
 }
 
-/// Reads `file` in a thread of its own.
-fn read(mut file: File) -> (mpsc::Receiver<io::Result<Bytes>>, tokio::task::JoinHandle<io::Result<()>>) {
+/// Reads `source` in a thread of its own.
+fn read(
+    mut source: impl Read + Send + 'static,
+) -> (mpsc::Receiver<io::Result<Bytes>>, tokio::task::JoinHandle<io::Result<()>>) {
     let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
     let reading = tokio::task::spawn_blocking(move || {
         let mut buffer = vec![0; CHUNK];
         loop {
-            let chunk = match file.read(&mut buffer) {
+            let chunk = match source.read(&mut buffer) {
                 Ok(0) => return Ok(()),
                 Ok(len) => Bytes::copy_from_slice(&buffer[..len]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

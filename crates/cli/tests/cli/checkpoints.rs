@@ -18,7 +18,11 @@ fn a_checkpoint_is_made_and_its_name_printed() {
     let daemon = Daemon::saying(200, &checkpoint("saving", Value::Null));
     assert_eq!(run(&daemon, &["checkpoint", "create", "web"]), is(0, "warm\n", ""));
     assert_eq!(run(&daemon, &["checkpoint", "create", "web", "warm"]), is(0, "warm\n", ""));
-    assert_eq!(daemon.asked_for(), ["POST /vms/web/checkpoint"; 2]);
+    assert_eq!(run(&daemon, &["checkpoint", "web", "warm"]), is(0, "warm\n", ""));
+    assert_eq!(daemon.asked_for(), ["POST /vms/web/checkpoint"; 3]);
+    assert_eq!(run(&daemon, &["checkpoint", "web", "ls"]).code, 2, "is that a name?");
+    assert_eq!(run(&daemon, &["checkpoint"]).code, 2);
+    assert_eq!(daemon.asked()[2].body, daemon.asked()[1].body);
     let body = serde_json::from_slice::<Value>(&daemon.asked()[1].body).unwrap();
     assert_eq!(body, json!({"name": "warm"}));
 }
@@ -44,6 +48,39 @@ fn checkpoints_are_removed_by_name_and_a_missing_one_has_its_status() {
     });
     let outcome = run(&daemon, &["checkpoint", "rm", "warm", "gone"]);
     assert_eq!(outcome, is(3, "warm\n", "error: no checkpoint is called gone\n"));
+}
+
+#[test]
+fn an_export_is_a_file_when_it_is_whole() {
+    let daemon = Daemon::new(|what, _| match what {
+        "GET /checkpoints/warm/export" => (200, "all of it".into()),
+        _ => (409, r#"{"error":"cannot export cold: it is not stored"}"#.into()),
+    });
+    let file = daemon.dir().join("file");
+    let path = file.to_str().unwrap();
+    assert_eq!(run(&daemon, &["checkpoint", "export", "warm", path]), is(0, "", ""));
+    assert_eq!(std::fs::read(&file).unwrap(), b"all of it");
+    assert_eq!(run(&daemon, &["checkpoint", "export", "warm", "-"]), is(0, "all of it", ""));
+    let refused = is(1, "", "error: cannot export cold: it is not stored\n");
+    assert_eq!(run(&daemon, &["checkpoint", "export", "cold", path]), refused);
+    assert_eq!(std::fs::read(&file).unwrap(), b"all of it", "what was there is kept");
+    let left = std::fs::read_dir(daemon.dir()).unwrap().flatten().filter(|it| it.file_name() != "p.sock").count();
+    assert_eq!(left, 1, "nothing half-written is left");
+}
+
+#[test]
+fn an_import_sends_the_file_and_prints_the_name() {
+    let daemon = Daemon::saying(200, &checkpoint("stored", Value::Null));
+    let file = daemon.dir().join("file");
+    std::fs::write(&file, "all of it").unwrap();
+    let path = file.to_str().unwrap();
+    assert_eq!(run(&daemon, &["checkpoint", "import", path]), is(0, "warm\n", ""));
+    assert_eq!(run(&daemon, &["checkpoint", "import", "--name", "a", path]), is(0, "warm\n", ""));
+    let asked = daemon.asked();
+    assert_eq!((asked[0].what.as_str(), &asked[0].body[..]), ("POST /checkpoints", &b"all of it"[..]));
+    assert_eq!(asked[1].what, "POST /checkpoints?name=a");
+    let gone = run(&daemon, &["checkpoint", "import", "/no/such/file"]);
+    assert!(gone.code == 1 && gone.stderr.starts_with("error: cannot read /no/such/file\n"), "{gone:?}");
 }
 
 #[test]

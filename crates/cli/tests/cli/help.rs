@@ -4,7 +4,7 @@ use crate::pando::{command, wait};
 use std::fs;
 use std::path::Path;
 
-const COMMANDS: [&str; 31] = [
+const COMMANDS: [&str; 33] = [
     "",
     "run",
     "fork",
@@ -13,6 +13,8 @@ const COMMANDS: [&str; 31] = [
     "checkpoint ls",
     "checkpoint inspect",
     "checkpoint rm",
+    "checkpoint export",
+    "checkpoint import",
     "checkpoint verify",
     "checkpoint gc",
     "ls",
