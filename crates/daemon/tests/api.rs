@@ -16,12 +16,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Every route, for a reader of this file and against the document.
-const ROUTES: [&str; 26] = [
+const ROUTES: [&str; 28] = [
     "DELETE /checkpoints/{name}",
     "DELETE /images/{digest}",
     "DELETE /vms/{name}",
     "GET /checkpoints",
     "GET /checkpoints/{name}",
+    "GET /checkpoints/{name}/export",
     "GET /events",
     "GET /images",
     "GET /openapi.json",
@@ -30,6 +31,7 @@ const ROUTES: [&str; 26] = [
     "GET /vms/{name}",
     "GET /vms/{name}/agent",
     "GET /vms/{name}/logs",
+    "POST /checkpoints",
     "POST /checkpoints/{name}/run",
     "POST /images",
     "POST /store/collect",
