@@ -29,12 +29,14 @@ const HOOKS: &str = "etc/pando/fork.d";
 /// How long the hooks may take together. One that runs then is killed, and the rest do not start.
 const HOOKS_LIMIT: Duration = Duration::from_secs(30);
 
-/// Becomes who the host says, and runs the hooks.
+/// Becomes who the host says, and runs the hooks. A machine that is told who it was already has only slept: hooks are
+/// for twins.
 pub(crate) fn adopt(agent: &Agent, identity: Identity, seed: &[u8; SEED]) -> Reply {
     let reseeded = twins::reseed(agent, seed);
     heartbeat::forget(agent);
+    let is_twin = *lock(&agent.identity) != identity;
     let taken = take_on(agent, identity);
-    let hooked = run_hooks(agent);
+    let hooked = if is_twin { run_hooks(agent) } else { Ok(()) };
     Reply::Adopted { reseeded, failure: taken.and(hooked).err() }
 }
 

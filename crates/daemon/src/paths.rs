@@ -103,7 +103,7 @@ impl Paths {
         self.all_layers().join(id)
     }
 
-    /// The blocks of the layer that VM `id` writes. Whoever writes it holds its lock.
+    /// The blocks of layer `id`. Whoever writes it holds its lock.
     pub(crate) fn layer_data(&self, id: &str) -> PathBuf {
         self.layer(id).join(pando_disk::DATA_FILE)
     }

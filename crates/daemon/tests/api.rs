@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Every route, for a reader of this file and against the document.
-const ROUTES: [&str; 28] = [
+const ROUTES: [&str; 30] = [
     "DELETE /checkpoints/{name}",
     "DELETE /images/{digest}",
     "DELETE /vms/{name}",
@@ -40,11 +40,13 @@ const ROUTES: [&str; 28] = [
     "POST /vms/{name}/checkpoint",
     "POST /vms/{name}/exec",
     "POST /vms/{name}/fork",
+    "POST /vms/{name}/hibernate",
     "POST /vms/{name}/kill",
     "POST /vms/{name}/pause",
     "POST /vms/{name}/resume",
     "POST /vms/{name}/start",
     "POST /vms/{name}/stop",
+    "POST /vms/{name}/wake",
 ];
 
 #[tokio::test]

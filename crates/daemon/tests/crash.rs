@@ -176,6 +176,51 @@ async fn wherever_a_daemon_is_killed_checkpoints_are_in_memory_or_stored_or_gone
     }
 }
 
+#[tokio::test]
+async fn wherever_a_daemon_is_killed_a_vm_runs_or_sleeps_and_nothing_of_it_is_left_over() {
+    let mut daemon = Daemon::elsewhere();
+    let mut process = start(daemon.path());
+    daemon.wait().await;
+    let web = daemon.run("web").await;
+    let work = async || {
+        daemon.attempt(Method::POST, "/vms/web/hibernate", Value::Null).await;
+        daemon.attempt(Method::POST, "/vms/web/wake", Value::Null).await;
+    };
+    work().await;
+    let begun = Instant::now();
+    work().await;
+    let whole = begun.elapsed();
+    let mut asleep = 0;
+    for round in 0..KILLS {
+        let moment = whole * (round * 17 % KILLS) / KILLS;
+        let _ = tokio::time::timeout(moment, work()).await;
+        signal_kill(process.id());
+        process.wait().unwrap();
+        process = start(daemon.path());
+        daemon.wait().await;
+        let is_settled = async || daemon.vm("web").await.state != State::Starting;
+        eventually("what was waking runs or sleeps", is_settled).await;
+        let state = daemon.vm("web").await.state;
+        asleep += u32::from(state == State::Hibernated);
+        // One that was woken has a page server beside it.
+        let lives = if state == State::Running { 1..=2 } else { 0..=0 };
+        eventually("it lives once or not at all", async || lives.contains(&living(daemon.path()))).await;
+        assert!(matches!(state, State::Running | State::Hibernated), "{state:?}");
+        let (status, ran) = daemon.post("/vms/web/exec", json!({"argv": ["phase"]})).await;
+        assert_eq!((status.as_u16(), &ran["stdout"]), (200, &json!("Running\n")), "round {round}, {state:?}: {ran}");
+    }
+    println!("{asleep} of {KILLS} times asleep");
+    assert_eq!(daemon.vm("web").await.id, web.id);
+    assert_eq!(daemon.delete("/vms/web?force=true").await.0, 204);
+    signal_kill(process.id());
+    process.wait().unwrap();
+    daemon.start_again().await;
+    eventually("nobody lives", async || living(daemon.path()) == 0).await;
+    for dir in ["state/vms", "state/layers", "run/vms", "state/store/checkpoints"] {
+        assert_eq!(std::fs::read_dir(daemon.path().join(dir)).unwrap().count(), 0, "{dir}");
+    }
+}
+
 /// No promise of its own: the process that the other tests kill.
 #[tokio::test]
 #[ignore = "runs until it is killed"]

@@ -181,6 +181,15 @@ pub enum State {
     Paused,
     /// It has ended; its disk is kept until it is removed.
     Stopped,
+    /// It sleeps in the store, memory and all, and has no process.
+    Hibernated,
+}
+
+impl State {
+    /// Whether a VM in this state has no monitor.
+    pub fn is_at_rest(self) -> bool {
+        matches!(self, Self::Stopped | Self::Hibernated)
+    }
 }
 
 /// A checkpoint to make of a VM.

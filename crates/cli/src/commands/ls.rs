@@ -5,7 +5,7 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::out;
 use crate::render::{self, Table};
-use pando_wire::api::{State, Vm};
+use pando_wire::api::Vm;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -49,7 +49,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failu
 }
 
 fn render(vms: &[Vm], args: &Args, now_ms: i64, width: Option<usize>) -> String {
-    let mut shown: Vec<_> = vms.iter().filter(|vm| !args.running || vm.state != State::Stopped).collect();
+    let mut shown: Vec<_> = vms.iter().filter(|vm| !args.running || !vm.state.is_at_rest()).collect();
     shown.sort_by_key(|vm| (vm.created_ms, &vm.id));
     if args.quiet {
         return shown.into_iter().map(|vm| format!("{}\n", vm.name)).collect();
@@ -80,6 +80,7 @@ fn parent(vm: &Vm, vms: &[Vm]) -> String {
 mod tests {
     use super::*;
     use crate::render::fixture::vm;
+    use pando_wire::api::State;
 
     const PLAIN: Args = Args { running: false, quiet: false, wide: false };
 

@@ -5,6 +5,7 @@ mod checkpoint;
 mod cp;
 mod exec;
 mod fork;
+mod hibernate;
 mod inspect;
 mod logs;
 mod ls;
@@ -15,6 +16,7 @@ mod run;
 mod start;
 mod stop;
 mod tree;
+mod wake;
 
 // What lies around VMs.
 mod events;
@@ -50,6 +52,8 @@ pub(crate) enum Command {
     Cp(cp::Args),
     Pause(pause::Args),
     Resume(resume::Args),
+    Hibernate(hibernate::Args),
+    Wake(wake::Args),
     Stop(stop::Args),
     Start(start::Args),
     Rm(rm::Args),
@@ -83,6 +87,8 @@ impl Command {
             Self::Cp(args) => wait_for(cp::run(args)),
             Self::Pause(args) => wait_for(pause::run(args, context)),
             Self::Resume(args) => wait_for(resume::run(args, context)),
+            Self::Hibernate(args) => wait_for(hibernate::run(args, context)),
+            Self::Wake(args) => wait_for(wake::run(args, context)),
             Self::Stop(args) => wait_for(stop::run(args, context)),
             Self::Start(args) => wait_for(start::run(args, context)),
             Self::Rm(args) => wait_for(rm::run(args, context)),

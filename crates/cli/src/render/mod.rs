@@ -20,6 +20,7 @@ pub(crate) fn state(state: State) -> &'static str {
         State::Running => "running",
         State::Paused => "paused",
         State::Stopped => "stopped",
+        State::Hibernated => "hibernated",
     }
 }
 

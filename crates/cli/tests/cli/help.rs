@@ -4,7 +4,7 @@ use crate::pando::{command, wait};
 use std::fs;
 use std::path::Path;
 
-const COMMANDS: [&str; 33] = [
+const COMMANDS: [&str; 35] = [
     "",
     "run",
     "fork",
@@ -25,6 +25,8 @@ const COMMANDS: [&str; 33] = [
     "cp",
     "pause",
     "resume",
+    "hibernate",
+    "wake",
     "stop",
     "start",
     "rm",

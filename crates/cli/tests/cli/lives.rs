@@ -143,6 +143,8 @@ fn each_command_asks_for_its_own_route() {
     for (arguments, route) in [
         (&["pause", "a"][..], "POST /vms/a/pause"),
         (&["resume", "a"], "POST /vms/a/resume"),
+        (&["hibernate", "a"], "POST /vms/a/hibernate"),
+        (&["wake", "a"], "POST /vms/a/wake"),
         (&["start", "a"], "POST /vms/a/start"),
         (&["stop", "a"], "POST /vms/a/stop?timeout_ms=10000"),
         (&["rm", "a"], "DELETE /vms/a"),

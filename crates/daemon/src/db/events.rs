@@ -20,6 +20,8 @@ pub(crate) enum Kind {
     Unstored,
     Paused,
     Resumed,
+    /// It sleeps in the store.
+    Hibernated,
     Stopped,
     Removed,
 }
@@ -35,6 +37,7 @@ impl Kind {
             Self::Unstored => "unstored",
             Self::Paused => "paused",
             Self::Resumed => "resumed",
+            Self::Hibernated => "hibernated",
             Self::Stopped => "stopped",
             Self::Removed => "removed",
         }

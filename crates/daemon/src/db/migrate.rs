@@ -5,7 +5,8 @@ use sqlx::SqlitePool;
 
 /// What each version has that the one before had not, oldest first. Each ends by saying which version it is. One that a
 /// daemon may have run is never changed.
-const STEPS: [&str; 2] = [include_str!("schema/1-vms.sql"), include_str!("schema/2-checkpoints.sql")];
+const STEPS: [&str; 3] =
+    [include_str!("schema/1-vms.sql"), include_str!("schema/2-checkpoints.sql"), include_str!("schema/3-sleep.sql")];
 
 /// The schema that this build writes and reads.
 pub(super) const SCHEMA: i64 = STEPS.len() as i64;

@@ -9,6 +9,7 @@ mod images; // what VMs begin from
 mod layers; // which layers are needed
 mod migrate; // from an older schema to this build's
 mod record; // a VM, as its row says
+mod sleep; // VMs that fall asleep
 mod vms; // creating, changing and removing VMs
 
 pub(crate) use checkpoints::{Checkpoint, Outcome};
@@ -199,6 +200,8 @@ mod tests {
             created_ms: 7,
             owner: "owner".into(),
             epoch: 1,
+            layer: None,
+            sleep: None,
         };
         Insert { record, inherited: vec!["root".into()] }
     }

@@ -27,9 +27,19 @@ pub(crate) struct Record {
     pub(crate) created_ms: i64,
     pub(crate) owner: String,
     pub(crate) epoch: i64,
+    /// The layer that it writes, if that is not called like the VM: it has slept, and this is also the name of what it
+    /// was woken from in the store.
+    pub(crate) layer: Option<String>,
+    /// What the store calls the VM as it sleeps. In one that runs: as it is to sleep.
+    pub(crate) sleep: Option<String>,
 }
 
 impl Record {
+    /// The layer that it writes.
+    pub(crate) fn layer(&self) -> &str {
+        self.layer.as_deref().unwrap_or(&self.id)
+    }
+
     /// As the API shows it.
     pub(crate) fn into_api(self) -> Vm {
         Vm {
@@ -64,6 +74,7 @@ pub(crate) fn state_name(state: State) -> &'static str {
         State::Running => "running",
         State::Paused => "paused",
         State::Stopped => "stopped",
+        State::Hibernated => "hibernated",
     }
 }
 
@@ -88,6 +99,8 @@ pub(super) struct Row {
     created_ms: i64,
     owner: String,
     epoch: i64,
+    layer: Option<String>,
+    sleep: Option<String>,
 }
 
 impl TryFrom<Row> for Record {
@@ -95,7 +108,7 @@ impl TryFrom<Row> for Record {
 
     fn try_from(row: Row) -> Result<Self, DbError> {
         let wrong = |what: String| DbError::Row { id: row.id.clone(), what };
-        let state = [State::Starting, State::Running, State::Paused, State::Stopped]
+        let state = [State::Starting, State::Running, State::Paused, State::Stopped, State::Hibernated]
             .into_iter()
             .find(|&state| state_name(state) == row.state)
             .ok_or_else(|| wrong(format!("state {:?}", row.state)))?;
@@ -125,6 +138,8 @@ impl TryFrom<Row> for Record {
             created_ms: row.created_ms,
             owner: row.owner,
             epoch: row.epoch,
+            layer: row.layer,
+            sleep: row.sleep,
         })
     }
 }

@@ -17,7 +17,7 @@ pub(crate) struct Insert {
 /// What becomes of a VM.
 #[derive(Debug, Clone)]
 pub(crate) enum Change<'a> {
-    /// It is booted again.
+    /// It is booted again, or woken.
     Starting,
     /// Its monitor runs, as this process.
     Monitored { pid: u32 },
@@ -27,7 +27,7 @@ pub(crate) enum Change<'a> {
     Paused,
     /// It no longer stands still.
     Resumed,
-    /// It ended.
+    /// It ended. One that was to wake sleeps on.
     Stopped { ending: &'a str },
 }
 
@@ -36,17 +36,18 @@ impl Change<'_> {
     ///
     /// ```text
     /// Stopped ──► Starting ──► Running ◄──► Paused
-    ///    ▲            │           │            │
-    ///    └────────────┴───────────┴────────────┘
+    ///    ▲          ▲ │           │ │          │
+    ///    └──────────┼─┴───────────┼─┴──────────┘
+    ///            Hibernated ◄─────┘ Db::fall_asleep
     /// ```
     pub(crate) fn may_follow(&self, from: State) -> bool {
         match self {
-            Self::Starting => from == State::Stopped,
-            Self::Monitored { .. } => from != State::Stopped,
+            Self::Starting => from.is_at_rest(),
+            Self::Monitored { .. } => !from.is_at_rest(),
             Self::Running { .. } => from == State::Starting,
             Self::Paused => from == State::Running,
             Self::Resumed => from == State::Paused,
-            Self::Stopped { .. } => from != State::Stopped,
+            Self::Stopped { .. } => !from.is_at_rest(),
         }
     }
 }
@@ -97,18 +98,27 @@ impl Db {
         if !change.may_follow(before.state) {
             return Ok(false);
         }
+        let was_to_wake = before.state == State::Starting && before.sleep.is_some();
+        let sleep = match change {
+            // Its place in the store is known by its layer from here on.
+            Change::Running { .. } => None,
+            Change::Starting if before.state == State::Stopped => None,
+            _ => before.sleep,
+        };
         let (state, ending, pid, event) = match change {
             Change::Starting => (State::Starting, None, None, None),
             Change::Monitored { pid } => (before.state, None, Some(pid), None),
             Change::Running { detail } => (State::Running, None, before.pid, Some((Kind::Running, detail))),
             Change::Paused => (State::Paused, None, before.pid, Some((Kind::Paused, ""))),
             Change::Resumed => (State::Running, None, before.pid, Some((Kind::Resumed, ""))),
+            Change::Stopped { .. } if was_to_wake => (State::Hibernated, None, None, None),
             Change::Stopped { ending } => (State::Stopped, Some(ending), None, Some((Kind::Stopped, ending))),
         };
-        sqlx::query("UPDATE vms SET state = ?, ending = ?, pid = ? WHERE id = ? AND epoch = ?")
+        sqlx::query("UPDATE vms SET state = ?, ending = ?, pid = ?, sleep = ? WHERE id = ? AND epoch = ?")
             .bind(state_name(state))
             .bind(ending)
             .bind(pid)
+            .bind(sleep)
             .bind(id)
             .bind(epoch)
             .execute(write.on())
@@ -205,7 +215,7 @@ mod tests {
             Change::Resumed,
             Change::Stopped { ending: "" },
         ];
-        let states = [State::Starting, State::Running, State::Paused, State::Stopped];
+        let states = [State::Starting, State::Running, State::Paused, State::Stopped, State::Hibernated];
         let row = |state| -> String {
             changes.iter().map(|change| if change.may_follow(state) { 'x' } else { '.' }).collect()
         };
@@ -214,7 +224,7 @@ mod tests {
             states.map(row),
             [
                 /* Starting */ ".x..x", /* Running */ "..x.x", /* Paused */ "...xx",
-                /* Stopped */ "x...."
+                /* Stopped */ "x....", /* Hibernated */ "x...."
             ]
         );
     }

@@ -35,7 +35,8 @@ impl Fleet {
         let records = self.0.db.vms().await?;
         let ids: HashSet<_> = records.iter().map(|record| record.id.clone()).collect();
         let seeds = self.0.db.checkpoints().await?.into_iter().map(|checkpoint| checkpoint.id);
-        let sockets = ids.iter().cloned().chain(seeds).collect();
+        let sleeps = self.0.db.sleeps().await?;
+        let sockets = ids.iter().cloned().chain(seeds).chain(sleeps).collect();
         let layers: HashSet<_> = self.0.db.all_layers().await?.into_iter().collect();
         let images = self.0.db.images().await?.into_iter().map(|image| format!("{}.ext4", image.digest)).collect();
         let paths = self.0.paths.clone();
@@ -57,7 +58,10 @@ impl Fleet {
         .await?;
         self.0.supervisor.sweep_groups();
         self.adopt_checkpoints().await?;
-        let running = records.into_iter().filter(|record| record.state != State::Stopped);
+        for record in &records {
+            self.settle_sleep(record).await?;
+        }
+        let running = records.into_iter().filter(|record| !record.state.is_at_rest());
         join_all(running.map(|record| self.settle(record))).await.into_iter().collect()
     }
 
@@ -86,7 +90,7 @@ impl Fleet {
             pause = (pause * 2).min(PAUSES.1);
             let _turn = self.0.turns.vm(&id).await;
             let adopted = match self.0.db.vm(&id).await {
-                Ok(Some(record)) if record.state != State::Stopped => self.adopt_vm(&record).await,
+                Ok(Some(record)) if !record.state.is_at_rest() => self.adopt_vm(&record).await,
                 Ok(_) => return, // It was killed or removed.
                 Err(error) => Err(error.into()),
             };
@@ -139,12 +143,15 @@ impl Fleet {
     async fn put_away(&self, record: &Record) -> Result<bool, FleetError> {
         let id = &record.id;
         // Its socket is not all that a monitor is.
-        if let Err(error) = self.0.supervisor.evict(id).await {
+        if let Err(error) = self.0.supervisor.evict(id, record.layer()).await {
             tracing::error!(vm = id, %error, "its monitor cannot be ended");
             return Ok(false);
         }
         self.0.foreign.forget(id);
-        if record.state == State::Starting && !self.0.db.has_run(id).await? && !files::has_disk(&self.0.paths, id) {
+        if record.state == State::Starting
+            && !self.0.db.has_run(id).await?
+            && !files::has_disk(&self.0.paths, record.layer())
+        {
             tracing::info!(vm = id, name = record.name, "it never came to life and is removed");
             self.erase(record).await?;
             return Ok(true);
@@ -191,8 +198,9 @@ impl Fleet {
         let unfinished = |source| FleetError::Agent { name: record.name.clone(), source };
         let finished = async {
             Agent::reach(&socket, &AgentRequest::Ping, START_LIMIT).await.map_err(unfinished)?;
-            if record.generation > 0 {
-                // It may not have been told yet that it is another one's twin; to be told twice does no harm.
+            self.set_clock(&record).await?;
+            if record.generation > 0 || record.sleep.is_some() {
+                // It may not have been told yet that it is another one's twin, or that it slept; to be told twice does no harm.
                 Agent::adopt(&socket, identity(&record), random()?, START_LIMIT).await.map_err(unfinished)?;
             }
             Ok::<_, FleetError>(())

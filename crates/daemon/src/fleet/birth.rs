@@ -187,6 +187,8 @@ fn plan(
                     env,
                     created_ms: now_ms(),
                     epoch: 1,
+                    layer: None,
+                    sleep: None,
                     ..model.clone()
                 };
                 inserts.push(Insert { record: record.clone(), inherited: layers.to_vec() });
@@ -202,7 +204,7 @@ fn plan(
 fn create(paths: &Paths, child: Planned) -> Child {
     let prepared = match child.plan {
         Err(error) => Err((None, error)),
-        Ok(birth) => match Own::create(paths, &birth.record.id) {
+        Ok(birth) => match Own::create(paths, &birth.record.id, birth.record.layer()) {
             Ok((own, control)) => Ok(Prepared { birth, own, control }),
             Err(error) => Err((Some(birth), error)),
         },

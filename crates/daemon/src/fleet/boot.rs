@@ -71,6 +71,8 @@ impl Fleet {
             created_ms: now_ms(),
             owner: self.0.db.owner().to_owned(),
             epoch: 1,
+            layer: None,
+            sleep: None,
         };
         let inserted = self.0.db.insert_vms(move |is_taken| {
             let name = chosen.unwrap_or_else(|| names::made_up(id, is_taken));
@@ -132,10 +134,10 @@ impl Fleet {
             let boot = inner.guests.prepare(&inner.paths, &of)?;
             let console_start = logs::len(&inner.paths, &of.id);
             let (own, control) = match disk {
-                Disk::New { .. } => Own::create(&inner.paths, &of.id)?,
-                Disk::Kept => Own::open(&inner.paths, &of.id)?,
+                Disk::New { .. } => Own::create(&inner.paths, &of.id, of.layer())?,
+                Disk::Kept => Own::open(&inner.paths, &of.id, of.layer())?,
             };
-            files::sync_layer(&inner.paths, &of.id).map_err(cannot("sync the disk's folder"))?;
+            files::sync_layer(&inner.paths, of.layer()).map_err(cannot("sync the disk's folder"))?;
             let kvm = open_kvm(&inner.kvm)?;
             let shared = Shared::open(&inner.paths, kvm, &of.image, &inherited, matches!(disk, Disk::Kept))?;
             Ok((own, control, shared, boot, console_start))
@@ -155,7 +157,7 @@ impl Fleet {
             }),
             generation: random()?,
             inherited_layers: shared.layer_count(),
-            layer: inner.paths.layer(&record.id).display().to_string(),
+            layer: inner.paths.layer(record.layer()).display().to_string(),
         };
         let process = self.spawn(record, control).await?;
         let pid = process.pid();

@@ -26,7 +26,7 @@ impl Fleet {
         if request.argv.is_empty() {
             return Err(FleetError::Invalid("argv is empty: nothing to run".into()));
         }
-        let record = self.running(name, "run a program in").await?;
+        let record = self.awake(name, "run a program in").await?;
         let program = request.argv[0].clone();
         let limit = request.timeout_ms.map_or(DEFAULT_LIMIT, Duration::from_millis);
         let exec = Request::Exec(Exec {

@@ -39,28 +39,29 @@ pub(super) struct BootFiles {
 }
 
 impl Own {
-    /// Creates the files and sockets of a new VM. Its layer's name is not durable yet, see [`sync_layer`].
-    pub(super) fn create(paths: &Paths, id: &str) -> Result<(Self, Listener), FleetError> {
-        for dir in [paths.vm(id), paths.layer(id)] {
+    /// Creates the files and sockets of VM `id`, whose `layer` is new. That's name is not durable yet, see [`sync_layer`].
+    pub(super) fn create(paths: &Paths, id: &str, layer: &str) -> Result<(Self, Listener), FleetError> {
+        for dir in [paths.vm(id), paths.layer(layer)] {
             create_private(&dir).map_err(cannot(format!("create {}", dir.display())))?;
         }
-        Self::open_with(paths, id, File::options().read(true).write(true).create_new(true))
+        Self::open_with(paths, id, layer, File::options().read(true).write(true).create_new(true))
     }
 
     /// Opens the files of a stopped VM and creates its sockets anew.
-    pub(super) fn open(paths: &Paths, id: &str) -> Result<(Self, Listener), FleetError> {
-        Self::open_with(paths, id, File::options().read(true).write(true))
+    pub(super) fn open(paths: &Paths, id: &str, layer: &str) -> Result<(Self, Listener), FleetError> {
+        Self::open_with(paths, id, layer, File::options().read(true).write(true))
     }
 
     fn open_with(
         paths: &Paths,
         id: &str,
+        layer: &str,
         layer_options: &std::fs::OpenOptions,
     ) -> Result<(Self, Listener), FleetError> {
         let open = |path: &Path, options: &std::fs::OpenOptions| {
             options.open(path).map_err(cannot(format!("open {}", path.display())))
         };
-        let layer = paths.layer(id);
+        let layer = paths.layer(layer);
         let data = open(&layer.join(DATA_FILE), layer_options)?;
         // It goes to the monitor with the file: two of them can never write one layer.
         lock(&data).map_err(cannot(format!("lock {}", layer.join(DATA_FILE).display())))?;
@@ -121,16 +122,16 @@ pub(super) fn descriptors<'a>(shared: &'a Shared, own: &'a Own, boot: Option<&'a
     all
 }
 
-/// Whether the layer that VM `id` writes holds anything yet: its journal is begun, and there are blocks in it.
-pub(super) fn has_disk(paths: &Paths, id: &str) -> bool {
-    let holds = |name: &str| paths.layer(id).join(name).metadata().is_ok_and(|found| found.len() > 0);
+/// Whether `layer` holds anything yet: its journal is begun, and there are blocks in it.
+pub(super) fn has_disk(paths: &Paths, layer: &str) -> bool {
+    let holds = |name: &str| paths.layer(layer).join(name).metadata().is_ok_and(|found| found.len() > 0);
     holds(DATA_FILE) && holds(JOURNAL_FILE)
 }
 
-/// Makes the names of a new VM's layer durable. Not part of the creation, because it waits for the disk and a fork does
+/// Makes the names of a new layer durable. Not part of the creation, because it waits for the disk and a fork does
 /// not want to.
-pub(super) fn sync_layer(paths: &Paths, id: &str) -> io::Result<()> {
-    crate::paths::sync(&paths.layer(id))?;
+pub(super) fn sync_layer(paths: &Paths, layer: &str) -> io::Result<()> {
+    crate::paths::sync(&paths.layer(layer))?;
     crate::paths::sync(&paths.all_layers())
 }
 

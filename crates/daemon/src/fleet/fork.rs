@@ -247,7 +247,7 @@ impl Fleet {
             origin: Origin::Fork,
             generation: random()?,
             inherited_layers: shared.layer_count(),
-            layer: inner.paths.layer(&record.id).display().to_string(),
+            layer: inner.paths.layer(record.layer()).display().to_string(),
         };
         let failed = |source| FleetError::Monitor { name: record.name.clone(), wanted: "start", source };
         let monitor = Arc::new(Monitor::connect(&inner.paths.control_socket(&record.id)).map_err(failed)?);

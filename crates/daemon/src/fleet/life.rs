@@ -94,11 +94,11 @@ impl Fleet {
             return Err(wrong_state(&record, "kill"));
         };
         let record = self.find(id).await?;
-        let is_silent = record.state != State::Stopped && self.0.supervisor.live(id).is_none();
+        let is_silent = !record.state.is_at_rest() && self.0.supervisor.live(id).is_none();
         if !is_silent {
             return Err(wrong_state(&record, "kill"));
         }
-        self.0.supervisor.evict(id).await.map_err(cannot(format!("end {}", record.name)))?;
+        self.0.supervisor.evict(id, record.layer()).await.map_err(cannot(format!("end {}", record.name)))?;
         self.0.supervisor.sweep(id).await;
         self.0.db.change(id, record.epoch, Change::Stopped { ending: "killed" }).await?;
         Ok(())
@@ -134,10 +134,11 @@ impl Fleet {
 
     /// Removes what there is of a VM that does not run.
     pub(super) async fn erase(&self, record: &Record) -> Result<(), FleetError> {
-        self.0.supervisor.evict(&record.id).await.map_err(cannot(format!("end {}", record.name)))?;
+        self.0.supervisor.evict(&record.id, record.layer()).await.map_err(cannot(format!("end {}", record.name)))?;
         self.0.supervisor.sweep(&record.id).await;
         let unused = self.0.db.remove_vm(&record.id, record.epoch, &record.name).await?;
         self.0.lessons.forget(&record.id);
+        self.forget_sleep(record).await?;
         let (paths, id) = (self.0.paths.clone(), record.id.clone());
         blocking(move || {
             let layers = unused.iter().map(|layer| paths.layer(layer));
@@ -149,7 +150,12 @@ impl Fleet {
         .await
     }
 
-    async fn order(&self, record: &Record, wanted: &'static str, request: &Request) -> Result<(), FleetError> {
+    pub(super) async fn order(
+        &self,
+        record: &Record,
+        wanted: &'static str,
+        request: &Request,
+    ) -> Result<(), FleetError> {
         let path = self.0.paths.control_socket(&record.id);
         let ordered = async { Monitor::connect(&path)?.order(request).await };
         ordered.await.map_err(|source| FleetError::Monitor { name: record.name.clone(), wanted, source })

@@ -169,7 +169,7 @@ impl Fleet {
     /// A connection to the agent of a VM, for a client that speaks its protocol.
     /// With the VM's id.
     pub(crate) async fn agent(&self, name: &str) -> Result<(UnixStream, String), FleetError> {
-        let record = self.running(name, "reach").await?;
+        let record = self.awake(name, "reach").await?;
         let socket = self.0.paths.vsock_socket(&record.id);
         let opened = Agent::open(&socket, AGENT_LIMIT).await;
         let stream = opened.map_err(|source| FleetError::Agent { name: record.name, source })?;

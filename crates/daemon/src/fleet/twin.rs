@@ -1,4 +1,4 @@
-//! A twin becomes itself: a monitor has been told to be it, its agent answers, and is told who it is.
+//! A twin becomes itself, or a VM that slept: a monitor has been told to be it, its agent answers, and is told who it is.
 
 use super::boot::random;
 use super::error::FleetError;
@@ -68,6 +68,7 @@ impl Fleet {
         };
         drop(answering);
 
+        self.set_clock(&record).await?;
         let answered = Instant::now();
         let adopt = Agent::adopt(&vsock, identity(&record), random()?, ADOPT_LIMIT);
         let adopted = tokio::select! {

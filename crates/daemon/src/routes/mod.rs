@@ -45,6 +45,8 @@ fn of_fleet() -> OpenApiRouter<Fleet> {
         .routes(routes!(vms::fork))
         .routes(routes!(vms::pause))
         .routes(routes!(vms::resume))
+        .routes(routes!(vms::hibernate))
+        .routes(routes!(vms::wake))
         .routes(routes!(vms::start))
         .routes(routes!(vms::stop))
         .routes(routes!(vms::kill))

@@ -132,6 +132,38 @@ pub(super) async fn resume(State(fleet): State<Fleet>, Name(name): Name) -> Resu
     to_its_end(async move { fleet.resume(&name).await }).await.map(Json)
 }
 
+/// Put a running VM to sleep: its memory, disk and machine go into the store, and its process ends.
+#[utoipa::path(
+    post,
+    path = "/vms/{name}/hibernate",
+    params(("name" = String, Path, description = "Its name or id")),
+    responses(
+        (status = 200, body = Vm),
+        (status = 404, body = Error, description = "There is no such VM"),
+        (status = 409, body = Error, description = "It does not run, or belongs to another build"),
+        (status = 503, body = Error, description = "The agent does not answer, or the host has too little memory"),
+    )
+)]
+pub(super) async fn hibernate(State(fleet): State<Fleet>, Name(name): Name) -> Result<Json<Vm>, Failure> {
+    to_its_end(async move { fleet.hibernate(&name).await }).await.map(Json)
+}
+
+/// Bring back a VM that sleeps. A program that is run in one, and a connection to its agent, do so by themselves.
+#[utoipa::path(
+    post,
+    path = "/vms/{name}/wake",
+    params(("name" = String, Path, description = "Its name or id")),
+    responses(
+        (status = 200, body = Vm),
+        (status = 404, body = Error, description = "There is no such VM"),
+        (status = 409, body = Error, description = "It does not sleep, or belongs to another build"),
+        (status = 503, body = Error, description = "The agent does not answer, or the host has too little memory"),
+    )
+)]
+pub(super) async fn wake(State(fleet): State<Fleet>, Name(name): Name) -> Result<Json<Vm>, Failure> {
+    to_its_end(async move { fleet.wake(&name).await }).await.map(Json)
+}
+
 /// Boot a stopped VM again from its disk and wait until its agent answers.
 #[utoipa::path(
     post,

@@ -168,19 +168,19 @@ impl Supervisor {
         }
     }
 
-    /// Ends whoever still writes the disk of VM `id`: a monitor that cannot be reached any more.
+    /// Ends whoever still writes `layer`, the one of VM `id`: a monitor that cannot be reached any more.
     ///
     /// # Errors
     ///
     /// Fails where it cannot be told who that is, or where they cannot be ended.
-    pub(crate) async fn evict(&self, id: &str) -> io::Result<()> {
+    pub(crate) async fn evict(&self, id: &str, layer: &str) -> io::Result<()> {
         for _ in 0..EVICTIONS {
-            let path = self.paths.layer_data(id);
+            let path = self.paths.layer_data(layer);
             if !blocking(move || holder::is_held(&path)).await? {
                 return Ok(());
             }
             let find = || {
-                let path = self.paths.layer_data(id);
+                let path = self.paths.layer_data(layer);
                 blocking(move || holder::holders(&path))
             };
             for pid in find().await? {

@@ -29,7 +29,8 @@ fn answer(monitor: &Monitor, mut stream: UnixStream) -> Option<()> {
         Request::Adopt { identity, seed } => {
             assert_ne!(seed, [0; 32]);
             assert_eq!(identity.machine_id.len(), 32);
-            assert!(identity.generation > 0);
+            // One that is no twin slept, and its programs must not see the time at which it fell asleep.
+            assert!(identity.generation > 0 || monitor.state.lock().unwrap().is_on_time);
             if identity.env.contains_key("DIE") {
                 std::process::exit(1);
             }
@@ -56,6 +57,11 @@ fn answer(monitor: &Monitor, mut stream: UnixStream) -> Option<()> {
             // Until the host closes the connection.
             input.read_to_end(&mut Vec::new()).ok().map(|_| ())
         }
+        Request::SetClock { unix_ns } => {
+            assert!(unix_ns > 1 << 60);
+            monitor.state.lock().unwrap().is_on_time = true;
+            say(Reply::Done)
+        }
         Request::Exec(exec) => run(monitor, &exec, &mut input, &mut say),
         _ => say(Reply::Done),
     }
@@ -63,12 +69,13 @@ fn answer(monitor: &Monitor, mut stream: UnixStream) -> Option<()> {
 
 fn run(monitor: &Monitor, exec: &Exec, input: &mut impl Read, say: &mut impl FnMut(Reply) -> Option<()>) -> Option<()> {
     let program = exec.argv[0].as_str();
-    if !["echo", "hostname", "cat", "sleep"].contains(&program) {
+    if !["echo", "hostname", "cat", "sleep", "phase"].contains(&program) {
         return say(failed(FailureKind::NotFound, "no such program"));
     }
     say(Reply::Started { pid: 7 })?;
     match program {
         "hostname" => say(Reply::Stdout(monitor.state.lock().unwrap().adopted.clone().into_bytes()))?,
+        "phase" => say(Reply::Stdout(format!("{:?}\n", monitor.state.lock().unwrap().phase).into_bytes()))?,
         "echo" => say(Reply::Stdout(format!("{}\n", exec.argv[1..].join(" ")).into_bytes()))?,
         _ => loop {
             match frame::read(input).ok()?? {

@@ -78,8 +78,8 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
         Origin::Fork => ("forked", 0, false),
         Origin::Checkpoint(restore) => {
             assert_eq!(restore.disk_bytes, pages::PAGES * 4096);
-            assert!(inherited == 0 && restore.is_twin, "{start:?}");
-            ("woken", PAGES_CONNECTIONS, false)
+            assert_eq!(inherited, 0, "{start:?}");
+            (if restore.is_twin { "woken" } else { "slept as" }, PAGES_CONNECTIONS, false)
         }
     };
     let wanted = 6 + inherited + more + if recovers { inherited } else { 0 };
@@ -102,7 +102,8 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
     assert_eq!(is_filled(&data), recovers);
     data.write_all_at(b"blocks", 0).unwrap();
     journal.write_all_at(b"journal", 0).unwrap();
-    let pages: Vec<_> = descriptors.filter(|_| began == "woken").map(UnixStream::from).collect();
+    let pages: Vec<_> =
+        descriptors.filter(|_| matches!(start.origin, Origin::Checkpoint(_))).map(UnixStream::from).collect();
     let mut machine = String::new();
     if let Some(server) = pages.first() {
         BufReader::new(server).read_line(&mut machine).unwrap();

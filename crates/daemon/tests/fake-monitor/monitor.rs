@@ -29,6 +29,8 @@ struct State {
     /// The page server that its memory comes from.
     pages: Vec<UnixStream>,
     expected: WorkingSet,
+    /// Whether its clock was set.
+    is_on_time: bool,
     /// How often it was asked what it has written.
     touched: u32,
 }
@@ -77,6 +79,7 @@ fn serve(name: &str, expected: WorkingSet) {
             adopted: String::new(),
             pages: Vec::new(),
             expected,
+            is_on_time: false,
             touched: 0,
         }),
     });

@@ -35,7 +35,9 @@ impl Fleet {
     /// uses end.
     pub(in crate::fleet) async fn adopt_checkpoints(&self) -> Result<(), FleetError> {
         let checkpoints = self.0.db.checkpoints().await?;
-        self.unstore_strays(checkpoints.iter().map(|checkpoint| checkpoint.id.clone()).collect()).await?;
+        let mut known = self.0.db.sleeps().await?;
+        known.extend(checkpoints.iter().map(|checkpoint| checkpoint.id.clone()));
+        self.unstore_strays(known).await?;
         let settled = join_all(checkpoints.into_iter().map(|checkpoint| self.settle_checkpoint(checkpoint))).await;
         tokio::spawn(self.clone().shed_seeds());
         settled.into_iter().collect()

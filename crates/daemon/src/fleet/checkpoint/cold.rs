@@ -31,13 +31,15 @@ const AT_ONCE: usize = 4;
 const READY_LIMIT: Duration = Duration::from_secs(120);
 
 /// Where VMs come from.
-struct Source {
+pub(super) struct Source {
     /// What the store calls it.
-    stored: String,
-    restore: Restore,
-    shared: Shared,
+    pub(super) stored: String,
+    pub(super) restore: Restore,
+    pub(super) shared: Shared,
     /// When somebody asked for them.
-    arrival: Instant,
+    pub(super) arrival: Instant,
+    /// How they came to be, in a word.
+    pub(super) origin: &'static str,
 }
 
 impl Fleet {
@@ -63,7 +65,7 @@ impl Fleet {
         // Its disk is the base and a layer of its own, into which all that was stored is written first.
         let (shared, children) = self.prepare(&model(&checkpoint), &[], request.children).await?;
         let prepare_us = micros(arrival.elapsed());
-        let source = Source { stored: checkpoint.id, restore, shared, arrival };
+        let source = Source { stored: checkpoint.id, restore, shared, arrival, origin: "woken from a checkpoint" };
         let waking = children.into_iter().map(|child| self.wake_or_discard(child, &source));
         let mut children: Vec<ChildReport> = stream::iter(waking).buffered(AT_ONCE).collect().await;
         if let Err(error) = self.sync_layer_names().await {
@@ -82,7 +84,7 @@ impl Fleet {
             Err((_, error)) => return failure(child.name, &error),
         };
         let Birth { record, .. } = &birth;
-        match self.wake(record, own, control, source).await {
+        match self.load(record, own, control, source).await {
             Ok(report) => report,
             Err(error) => {
                 tracing::warn!(vm = record.id, error = error.in_one_line(), "it does not wake");
@@ -93,7 +95,7 @@ impl Fleet {
     }
 
     /// Brings one VM to life. After an error its monitor may still run.
-    async fn wake(
+    pub(super) async fn load(
         &self,
         record: &Record,
         own: Own,
@@ -105,7 +107,7 @@ impl Fleet {
             origin: Origin::Checkpoint(source.restore.clone()),
             generation: random()?,
             inherited_layers: 0,
-            layer: inner.paths.layer(&record.id).display().to_string(),
+            layer: inner.paths.layer(record.layer()).display().to_string(),
         };
         let process = self.spawn(record, control).await?;
         let connected = Monitor::connect(&inner.paths.control_socket(&record.id));
@@ -137,8 +139,8 @@ impl Fleet {
             Err(error) => return Err(failed(error)),
         }
         drop(files);
-        let twin =
-            Twin { record: record.clone(), live, answered, arrival: source.arrival, origin: "woken from a checkpoint" };
+        let Source { arrival, origin, .. } = *source;
+        let twin = Twin { record: record.clone(), live, answered, arrival, origin };
         self.welcome(twin, READY_LIMIT, (own, pages), ()).await
     }
 }

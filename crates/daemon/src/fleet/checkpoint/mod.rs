@@ -15,11 +15,13 @@ mod cold; // VMs from the store
 mod description; // what an export says ahead of the pages
 mod export; // one leaves
 mod import; // one arrives
+mod hibernate; // a VM falls asleep in the store
 mod run; // VMs from a checkpoint
 mod save; // a seed is written into the store
 mod shed; // seeds that are no longer worth their memory
 mod seed; // from a VM to a process that keeps its memory
 mod store; // the store, from where nothing may block
+mod wake; // a VM that sleeps in the store comes back
 
 pub(super) use save::Saves;
 pub(super) use shed::Uses;

@@ -89,5 +89,7 @@ pub(super) fn model(checkpoint: &Checkpoint) -> Record {
         created_ms: checkpoint.created_ms,
         owner,
         epoch: 1,
+        layer: None,
+        sleep: None,
     }
 }

@@ -59,7 +59,7 @@ impl Fleet {
     }
 
     async fn save(&self, checkpoint: &Checkpoint) {
-        let (sizes, problem) = match self.write_out(checkpoint).await {
+        let (sizes, problem) = match self.write_out_seed(checkpoint).await {
             Ok(output) if output.status.success() => (serde_json::from_slice(&output.stdout).unwrap_or_default(), None),
             Ok(output) => (Printed::default(), Some(sentence(&output.stderr))),
             Err(error) => (Printed::default(), Some(error.in_one_line())),
@@ -85,12 +85,18 @@ impl Fleet {
         }
     }
 
-    /// Has the seed write itself into a process that writes it into the store, and waits for that.
-    async fn write_out(&self, checkpoint: &Checkpoint) -> Result<Output, FleetError> {
-        let (layers, ours, theirs) = self.open_to_save(&checkpoint.id).await?;
+    async fn write_out_seed(&self, checkpoint: &Checkpoint) -> Result<Output, FleetError> {
+        let layers = self.0.db.seed_layers(&checkpoint.id).await?;
+        self.write_out(&checkpoint.id, &checkpoint.name, layers).await
+    }
+
+    /// Has the seed `id`, which reads `layers`, write itself into a process that writes it into the store, and waits for
+    /// that. `name` is for complaints.
+    pub(super) async fn write_out(&self, id: &str, name: &str, layers: Vec<String>) -> Result<Output, FleetError> {
+        let (layers, ours, theirs) = self.open_to_save(layers).await?;
         let failed = || cannot(format!("run {}", self.0.monitor.display()));
         let saver = Command::new(&self.0.monitor)
-            .args(["pages", "save", "--name", &checkpoint.id, "--store"])
+            .args(["pages", "save", "--name", id, "--store"])
             .arg(self.0.paths.store())
             .current_dir("/")
             .stdin(Stdio::from(theirs))
@@ -103,7 +109,7 @@ impl Fleet {
             .map_err(failed())?;
 
         let asked = async {
-            let monitor = Monitor::connect(&self.0.paths.control_socket(&checkpoint.id))?;
+            let monitor = Monitor::connect(&self.0.paths.control_socket(id))?;
             let descriptors: Vec<_> = std::iter::once(ours.as_fd()).chain(layers.iter().map(AsFd::as_fd)).collect();
             match monitor.call(&Request::Save, &descriptors, LONG).await? {
                 Response::Done => Ok(()),
@@ -111,7 +117,7 @@ impl Fleet {
             }
         };
         asked.await.map_err(|source| FleetError::Monitor {
-            name: checkpoint.name.clone(),
+            name: name.to_owned(),
             wanted: "save the seed of",
             source,
         })?;
@@ -120,8 +126,8 @@ impl Fleet {
     }
 
     /// The data files of a seed's layers, and a connection for what it has to say.
-    async fn open_to_save(&self, id: &str) -> Result<(Vec<File>, UnixStream, OwnedFd), FleetError> {
-        let (paths, layers) = (self.0.paths.clone(), self.0.db.seed_layers(id).await?);
+    async fn open_to_save(&self, layers: Vec<String>) -> Result<(Vec<File>, UnixStream, OwnedFd), FleetError> {
+        let paths = self.0.paths.clone();
         blocking(move || {
             let open = |layer: &String| {
                 let path = paths.layer_data(layer);
@@ -136,7 +142,7 @@ impl Fleet {
 }
 
 /// What the program complained of, in one line.
-fn sentence(stderr: &[u8]) -> String {
+pub(super) fn sentence(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let lines: Vec<_> = text
         .lines()

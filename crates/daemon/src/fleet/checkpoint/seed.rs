@@ -34,7 +34,7 @@ impl Fleet {
     }
 
     /// Binds the control socket of a seed.
-    async fn listen_for_seed(&self, id: &str) -> Result<Listener, FleetError> {
+    pub(super) async fn listen_for_seed(&self, id: &str) -> Result<Listener, FleetError> {
         let (sockets, path) = (self.0.paths.sockets(id), self.0.paths.control_socket(id));
         blocking(move || {
             remove(&sockets)

@@ -1,0 +1,172 @@
+//! A VM falls asleep: its seed is stored, and only then it ends.
+//!
+//! ```text
+//! intend ─► barrier, pause ─► fork a seed ─► seed is stored ─► written down: hibernated ─► monitor and seed end
+//!    └────────────┴──────────────┴────────────────┘ any failure: resume, the seed ends, what was stored is removed
+//! ```
+//!
+//! *Invariant.* The VM never runs on behind the instant that is stored. A daemon that finds an intention and no written
+//! down sleep does what a failure does; one that finds a sleep ends what is left of the VM.
+
+use super::super::error::{FleetError, cannot};
+use super::super::fork::longest_gap;
+use super::super::{Fleet, blocking, launch, room, wrong_state};
+use super::save::sentence;
+use super::store::Kept;
+use crate::agent::{Agent, AgentError};
+use crate::db::Record;
+use crate::monitor::{Monitor, MonitorError};
+use crate::paths;
+use crate::supervisor::Process;
+use pando_wire::agent::Request as AgentRequest;
+use pando_wire::api::{State, Vm};
+use pando_wire::control::Request;
+use std::io;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+/// How long programs may take to stand still.
+const BARRIER_LIMIT: Duration = Duration::from_secs(2);
+
+impl Fleet {
+    /// Puts a running VM into the store and ends its process. After an error it runs on.
+    pub(crate) async fn hibernate(&self, name: &str) -> Result<Vm, FleetError> {
+        let id = self.find(name).await?.id;
+        let _turn = self.0.turns.vm(&id).await;
+        let vm = self.find(&id).await?;
+        if vm.state != State::Running {
+            return Err(wrong_state(&vm, "hibernate"));
+        }
+        room::check(&self.0.meminfo, || format!("a copy of {}", vm.name), room::PER_CHILD)?;
+        let sleep = Uuid::now_v7().to_string();
+        self.0.db.intend_sleep(&id, vm.epoch, Some(&sleep)).await?;
+        let unused = match self.put_to_sleep(&vm, &sleep).await {
+            Ok(unused) => unused,
+            Err(error) => {
+                tracing::warn!(vm = id, error = error.in_one_line(), "it does not fall asleep");
+                self.stay_awake(&vm, &sleep).await;
+                return Err(error);
+            }
+        };
+        tracing::info!(vm = id, sleep, "hibernated");
+        self.0.supervisor.kill(&id).await;
+        self.0.lessons.forget(&id);
+        // It sleeps, whatever cannot be removed: the next daemon does that.
+        if let Err(error) = self.leave_behind(&vm, unused).await {
+            tracing::error!(vm = id, error = error.in_one_line(), "cannot remove what it needs no more");
+        }
+        self.get(&id).await
+    }
+
+    /// What a new daemon does of a sleep that an earlier one began.
+    pub(in crate::fleet) async fn settle_sleep(&self, vm: &Record) -> Result<(), FleetError> {
+        let Some(sleep) = &vm.sleep else { return Ok(()) };
+        match vm.state {
+            State::Hibernated => {
+                self.0.supervisor.end_unknown(&vm.id).await;
+                self.0.supervisor.sweep(&vm.id).await;
+                self.end_seed(sleep).await;
+            }
+            State::Starting => (), // It was being woken.
+            State::Running | State::Paused | State::Stopped => self.stay_awake(vm, sleep).await,
+        }
+        Ok(())
+    }
+
+    /// Removes what the store has of a VM that was removed.
+    pub(in crate::fleet) async fn forget_sleep(&self, vm: &Record) -> Result<(), FleetError> {
+        if let Some(sleep) = &vm.sleep {
+            self.end_seed(sleep).await;
+        }
+        for stored in vm.sleep.iter().chain(&vm.layer) {
+            self.unstore(stored).await?;
+        }
+        Ok(())
+    }
+
+    /// Stores `vm` as `sleep`, and writes that down. The answer is the layers that nobody needs any more.
+    async fn put_to_sleep(&self, vm: &Record, sleep: &str) -> Result<Vec<String>, FleetError> {
+        let layers = self.layers_of_parent(vm, "hibernate").await?;
+        let control = self.listen_for_seed(sleep).await?;
+        let unheard = |source| FleetError::Agent { name: vm.name.clone(), source };
+        // When it wakes, its programs go on once its clock is right: without a barrier they could not be held until then.
+        let vsock = self.0.paths.vsock_socket(&vm.id);
+        let barrier = Agent::order(&vsock, &AgentRequest::ForkBarrier, BARRIER_LIMIT).await.map_err(unheard)?;
+        self.order(vm, "pause", &Request::Pause).await?;
+        if !barrier.is_silent() {
+            return Err(unheard(AgentError::Late { limit: BARRIER_LIMIT, source: None }));
+        }
+        self.ask_for_fork(vm, vec![control]).await?;
+        let seed = self.newborn_seed(vm, sleep).await?;
+        let stored = self.store_sleep(vm, sleep, layers).await;
+        seed.kill();
+        seed.end(sleep).await;
+        self.0.supervisor.sweep(sleep).await;
+        stored?;
+        let asleep = self.0.db.fall_asleep(&vm.id, vm.epoch, sleep).await?;
+        let Some(unused) = asleep else { return Err(wrong_state(&self.find(&vm.id).await?, "hibernate")) };
+        drop(barrier); // It held until here: from now on nobody resumes it.
+        Ok(unused)
+    }
+
+    async fn newborn_seed(&self, vm: &Record, sleep: &str) -> Result<Process, FleetError> {
+        let born = async {
+            let monitor = Monitor::connect(&self.0.paths.control_socket(sleep))?;
+            monitor.send(&Request::Watch, &[]).await?;
+            monitor.send(&Request::Status, &[]).await?;
+            launch::born(&monitor).await
+        };
+        let failed = |source: MonitorError| FleetError::Monitor { name: vm.name.clone(), wanted: "copy", source };
+        born.await.map_err(failed)
+    }
+
+    /// Has the seed `sleep` stored. Whether it is, the store says.
+    async fn store_sleep(&self, vm: &Record, sleep: &str, layers: Vec<String>) -> Result<(), FleetError> {
+        let output = self.write_out(sleep, &vm.name, layers).await?;
+        if self.kept(sleep).await? == Kept::Whole {
+            return Ok(());
+        }
+        Err(cannot(format!("store {}", vm.name))(io::Error::other(sentence(&output.stderr))))
+    }
+
+    /// Undoes what was done for `vm` to become `sleep`: it goes on as it was.
+    async fn stay_awake(&self, vm: &Record, sleep: &str) {
+        // It may be gone, and has not been paused perhaps.
+        if let Err(error) = self.order(vm, "resume", &Request::Resume).await {
+            tracing::info!(vm = vm.id, error = error.in_one_line(), "it is not resumed");
+        }
+        let undone = async {
+            self.end_seed(sleep).await;
+            self.unstore(sleep).await?;
+            Ok::<_, FleetError>(self.0.db.intend_sleep(&vm.id, vm.epoch, None).await?)
+        };
+        if let Err(error) = undone.await {
+            tracing::error!(vm = vm.id, error = error.in_one_line(), "cannot remove what was stored of it");
+        }
+        // Its heart was started with the barrier, and nobody asks how long it missed.
+        let (_, nobody_answers) = mpsc::channel(1);
+        let _ = longest_gap(Some(&self.0.paths.vsock_socket(&vm.id)), nobody_answers).await;
+    }
+
+    async fn end_seed(&self, sleep: &str) {
+        self.0.supervisor.end_unknown(sleep).await;
+        self.0.supervisor.sweep(sleep).await;
+    }
+
+    /// Removes what `vm` needs no more, as it sleeps: layers, and what it was woken from before.
+    async fn leave_behind(&self, vm: &Record, unused: Vec<String>) -> Result<(), FleetError> {
+        let paths = self.0.paths.clone();
+        blocking(move || {
+            for layer in unused.iter().map(|layer| paths.layer(layer)) {
+                paths::remove(&layer).map_err(cannot(format!("remove {}", layer.display())))?;
+            }
+            Ok(())
+        })
+        .await?;
+        match &vm.layer {
+            Some(earlier) => self.unstore(earlier).await,
+            None => Ok(()),
+        }
+    }
+}

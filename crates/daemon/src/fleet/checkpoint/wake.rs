@@ -1,0 +1,111 @@
+//! A VM that sleeps in the store comes back: the same one, in a fresh monitor.
+//!
+//! Its programs stand still until its clock is right: the barrier that they fell asleep behind ends with what the agent is
+//! told last. What it was woken from stays in the store until it sleeps again or is removed.
+
+use super::super::error::{FleetError, cannot};
+use super::super::files::{Own, Shared, open_kvm, sync_layer};
+use super::super::{Fleet, blocking, room, wrong_state};
+use super::cold::Source;
+use crate::agent::Agent;
+use crate::db::{Change, Record};
+use crate::paths;
+use pando_wire::agent::Request as AgentRequest;
+use pando_wire::api::{State, Vm};
+use pando_wire::control::Restore;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// How long setting a clock may take.
+const CLOCK_LIMIT: Duration = Duration::from_secs(60);
+
+impl Fleet {
+    /// Brings back a VM that sleeps. After an error it sleeps on.
+    pub(crate) async fn wake(&self, name: &str) -> Result<Vm, FleetError> {
+        let id = self.find(name).await?.id;
+        let _turn = self.0.turns.vm(&id).await;
+        let vm = self.find(&id).await?;
+        if vm.state != State::Hibernated {
+            return Err(wrong_state(&vm, "wake"));
+        }
+        self.rouse(&vm).await?;
+        self.get(&id).await
+    }
+
+    /// The VM of this name or id, which must be running, or is woken if it sleeps.
+    pub(in crate::fleet) async fn awake(&self, name: &str, wanted: &'static str) -> Result<Record, FleetError> {
+        let vm = self.find(name).await?;
+        if vm.state == State::Hibernated {
+            let (fleet, id) = (self.clone(), vm.id.clone());
+            // To its end, also when whoever asked goes away.
+            let waking = tokio::spawn(async move {
+                let _turn = fleet.0.turns.vm(&id).await;
+                let vm = fleet.find(&id).await?;
+                // Somebody else may have woken it while we waited.
+                if vm.state == State::Hibernated { fleet.rouse(&vm).await } else { Ok(()) }
+            });
+            waking.await.map_err(|_| FleetError::CutShort)??;
+        }
+        self.running(&vm.id, wanted).await
+    }
+
+    /// Sets the clock of the guest of `vm`, if that slept: before its programs go on.
+    pub(in crate::fleet) async fn set_clock(&self, vm: &Record) -> Result<(), FleetError> {
+        if vm.sleep.is_none() {
+            return Ok(());
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let clock = AgentRequest::SetClock { unix_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX) };
+        let set = Agent::order(&self.0.paths.vsock_socket(&vm.id), &clock, CLOCK_LIMIT).await;
+        set.map(drop).map_err(|source| FleetError::Agent { name: vm.name.clone(), source })
+    }
+
+    async fn rouse(&self, vm: &Record) -> Result<(), FleetError> {
+        let arrival = Instant::now();
+        room::check(&self.0.meminfo, || vm.name.clone(), room::PER_BOOT)?;
+        if !self.0.db.change(&vm.id, vm.epoch, Change::Starting).await? {
+            return Err(wrong_state(vm, "wake"));
+        }
+        match self.bring_back(vm, arrival).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                tracing::warn!(vm = vm.id, error = error.in_one_line(), "it does not wake");
+                if self.0.supervisor.kill(&vm.id).await.is_none() {
+                    self.0.supervisor.sweep(&vm.id).await;
+                    self.0.db.change(&vm.id, vm.epoch, Change::Stopped { ending: "did not wake" }).await?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts the monitor of `vm` from the store. After an error it may run.
+    async fn bring_back(&self, vm: &Record, arrival: Instant) -> Result<(), FleetError> {
+        let stored = vm.sleep.clone().ok_or_else(|| wrong_state(vm, "wake"))?;
+        let restore = Restore {
+            vcpus: vm.cpus,
+            memory_bytes: vm.memory_bytes,
+            disk_bytes: self.stored_disk_bytes(&stored).await?,
+            is_twin: false,
+        };
+        self.0.supervisor.evict(&vm.id, vm.layer()).await.map_err(cannot(format!("end {}", vm.name)))?;
+        let (fleet, of) = (self.clone(), vm.clone());
+        let (own, control, shared) = blocking(move || {
+            let paths = &fleet.0.paths;
+            // What an attempt to wake it has left.
+            let layer = paths.layer(of.layer());
+            paths::remove(&layer).map_err(cannot(format!("remove {}", layer.display())))?;
+            let (own, control) = Own::create(paths, &of.id, of.layer())?;
+            sync_layer(paths, of.layer()).map_err(cannot("sync the disk's folder"))?;
+            let shared = Shared::open(paths, open_kvm(&fleet.0.kvm)?, &of.image, &[], false)?;
+            Ok((own, control, shared))
+        })
+        .await?;
+        let source = Source { stored, restore, shared, arrival, origin: "woken" };
+        let report = self.load(vm, own, control, &source).await?;
+        tracing::info!(vm = vm.id, ready_us = report.ready_us, reseeded = report.reseeded, "woken");
+        if let Some(problem) = report.error {
+            tracing::warn!(vm = vm.id, problem, "it woke, and its guest complains");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,146 @@
+//! VMs that sleep in the store, and wake.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod support;
+
+use pando_store::Store;
+use pando_wire::api::State;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use support::{Daemon, eventually, exists};
+
+fn stored(daemon: &Daemon) -> Vec<String> {
+    Store::open(&daemon.config.state_dir.join("store")).map_or(Vec::new(), |store| store.checkpoints().unwrap())
+}
+
+fn layers(daemon: &Daemon) -> BTreeSet<String> {
+    let all = std::fs::read_dir(daemon.config.state_dir.join("layers")).unwrap().flatten();
+    all.map(|layer| layer.file_name().into_string().unwrap()).collect()
+}
+
+fn sockets(daemon: &Daemon) -> usize {
+    std::fs::read_dir(daemon.config.runtime_dir.join("vms")).unwrap().count()
+}
+
+async fn order(daemon: &Daemon, vm: &str, what: &str) -> (u16, String) {
+    let (status, body) = daemon.post(&format!("/vms/{vm}/{what}"), Value::Null).await;
+    (status.as_u16(), body["error"].as_str().unwrap_or_default().to_owned())
+}
+
+async fn log(daemon: &Daemon, vm: &str) -> String {
+    daemon.get(&format!("/vms/{vm}/logs")).await.1.as_str().unwrap().to_owned()
+}
+
+const DONE: (u16, String) = (200, String::new());
+
+#[tokio::test]
+async fn a_vm_sleeps_without_a_process_and_wakes_as_the_same_one() {
+    let daemon = Daemon::start().await;
+    let before = daemon.run("web").await;
+
+    assert_eq!(order(&daemon, "web", "hibernate").await, DONE);
+
+    let asleep = daemon.vm("web").await;
+    assert_eq!((asleep.state, asleep.pid, asleep.ending), (State::Hibernated, None, None));
+    assert_eq!((daemon.monitors(), sockets(&daemon), layers(&daemon).len()), (0, 0, 0));
+    assert!(!exists(before.pid.unwrap()));
+    assert_eq!(stored(&daemon).len(), 1);
+    assert_eq!(daemon.get("/checkpoints").await.1, json!([]), "it is the VM's own");
+    for (what, infinitive) in
+        [("hibernate", "hibernate"), ("pause", "pause"), ("start", "start"), ("stop", "stop"), ("kill", "kill")]
+    {
+        assert_eq!(order(&daemon, "web", what).await, (409, format!("cannot {infinitive} web: it is hibernated")));
+    }
+    assert_eq!(daemon.delete("/vms/web").await.0, 409);
+
+    assert_eq!(order(&daemon, "web", "wake").await, DONE);
+
+    let awake = daemon.vm("web").await;
+    assert_eq!((awake.state, &awake.id, &awake.env), (State::Running, &before.id, &before.env));
+    assert_eq!(log(&daemon, "web").await, "booted web\nslept as web\nchild of web of 1 layers\n");
+    assert_eq!(order(&daemon, "web", "wake").await, (409, "cannot wake web: it is running".into()));
+    // Again: what it was woken from is no longer needed then.
+    let first = stored(&daemon);
+    assert_eq!(order(&daemon, "web", "hibernate").await, DONE);
+    assert_eq!(stored(&daemon).len(), 1);
+    assert_ne!(stored(&daemon), first);
+    assert_eq!(order(&daemon, "web", "wake").await, DONE);
+    // Its disk is one layer, which it can be booted from, and forked.
+    assert_eq!(daemon.fork("web", &["child"]).await.children[0].error, None);
+    assert_eq!(order(&daemon, "web", "kill").await, DONE);
+    assert_eq!(order(&daemon, "web", "start").await, DONE);
+    for vm in ["web", "child"] {
+        assert_eq!(daemon.delete(&format!("/vms/{vm}?force=true")).await.0, 204);
+    }
+    assert_eq!((stored(&daemon).len(), layers(&daemon).len()), (0, 0));
+    eventually("no page server is left", async || daemon.monitors() == 0).await;
+}
+
+#[tokio::test]
+async fn a_layer_that_a_child_reads_stays_and_what_sleeps_is_removed_with_its_vm() {
+    let daemon = Daemon::start().await;
+    let web = daemon.run("web").await;
+    daemon.fork("web", &["child"]).await;
+    assert_eq!(order(&daemon, "web", "hibernate").await, DONE);
+    assert!(layers(&daemon).contains(&web.id));
+    assert_eq!(order(&daemon, "child", "kill").await, DONE);
+    assert_eq!(order(&daemon, "child", "start").await, DONE);
+
+    assert_eq!(daemon.delete("/vms/web?force=true").await.0, 204);
+
+    assert_eq!(stored(&daemon), [""; 0]);
+    assert!(layers(&daemon).contains(&web.id));
+    assert_eq!(daemon.delete("/vms/child?force=true").await.0, 204);
+    assert_eq!(layers(&daemon).len(), 0);
+}
+
+#[tokio::test]
+async fn a_vm_that_cannot_be_stored_runs_on() {
+    let daemon = Daemon::start().await;
+    for (vm, error) in [("unsavable", "cannot store unsavable"), ("no-fork", "cannot fork no-fork")] {
+        let before = daemon.run(vm).await;
+        let had = (daemon.monitors(), sockets(&daemon), layers(&daemon));
+
+        assert_eq!(order(&daemon, vm, "hibernate").await, (500, error.into()));
+
+        let after = daemon.vm(vm).await;
+        assert_eq!((after.state, after.pid), (State::Running, before.pid));
+        let ran = daemon.post(&format!("/vms/{vm}/exec"), json!({"argv": ["phase"]})).await.1;
+        assert_eq!(ran["stdout"], "Running\n", "it was resumed");
+        assert_eq!((daemon.monitors(), sockets(&daemon), layers(&daemon)), had);
+        assert_eq!(stored(&daemon), [""; 0]);
+        assert_eq!(order(&daemon, vm, "pause").await, DONE);
+        assert_eq!(order(&daemon, vm, "resume").await, DONE);
+    }
+}
+
+#[tokio::test]
+async fn programs_wake_the_vm_that_they_are_run_in_once() {
+    let daemon = Daemon::start().await;
+    daemon.run("web").await;
+    assert_eq!(order(&daemon, "web", "hibernate").await, DONE);
+
+    let run = || daemon.post("/vms/web/exec", json!({"argv": ["echo", "a"]}));
+    let (one, two) = tokio::join!(run(), run());
+
+    assert_eq!((&one.1["stdout"], &two.1["stdout"]), (&json!("a\n"), &json!("a\n")));
+    assert_eq!(log(&daemon, "web").await.matches("slept as").count(), 1);
+}
+
+#[tokio::test]
+async fn a_vm_whose_sleep_cannot_be_read_sleeps_on() {
+    let daemon = Daemon::start().await;
+    daemon.run("web").await;
+    assert_eq!(order(&daemon, "web", "hibernate").await, DONE);
+    let store = daemon.config.state_dir.join("store");
+    let away = daemon.config.state_dir.join("away");
+    std::fs::rename(&store, &away).unwrap();
+
+    assert_eq!(order(&daemon, "web", "wake").await.0, 500);
+
+    assert_eq!(daemon.vm("web").await.state, State::Hibernated);
+    std::fs::remove_dir_all(&store).unwrap();
+    std::fs::rename(&away, &store).unwrap();
+    assert_eq!(order(&daemon, "web", "wake").await, DONE);
+}
