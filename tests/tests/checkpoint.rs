@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use pando_tests::{TestDaemon, TestVm, wait_for};
-use pando_wire::api::{Checkpoint, CheckpointState};
+use pando_wire::api::{Checkpoint, CheckpointState, State, Vm};
+use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Until something that a guest is at has gone on.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -86,4 +87,36 @@ fn are_as_it_was(vms: &[TestVm<'_>], counted: u64) {
     let ids: Vec<_> = vms.iter().map(|vm| vm.read("/etc/machine-id")).collect();
     let random: Vec<_> = vms.iter().map(|vm| vm.sh("head -c 16 /dev/urandom | od -An -tx1")).collect();
     assert!(ids[0] != ids[1] && random[0] != random[1], "{ids:?} {random:?}");
+}
+
+#[test]
+#[ignore = "needs a Linux guest: make test"]
+fn a_vm_sleeps_without_a_process_and_a_program_wakes_it_where_it_was() {
+    let daemon = TestDaemon::start();
+    let web = daemon.boot("web");
+    web.write("/data/note", "before");
+    web.write("/tmp/count", "n=0; while :; do n=$((n+1)); echo $n > /tmp/n.new; mv /tmp/n.new /tmp/n; done\n");
+    web.start("sh /tmp/count");
+    wait_for("the counter counts", LIMIT, || web.exec(&["test", "-s", "/tmp/n"]).code == 0);
+    let (counted, id): (u64, _) = (web.read("/tmp/n").parse().unwrap(), web.read("/etc/machine-id"));
+    let state = || -> Vm { serde_json::from_str(&daemon.pando(&["inspect", "-o", "json", "web"]).ok()).unwrap() };
+    let process = format!("/proc/{}", state().pid.unwrap());
+
+    assert_eq!(daemon.pando(&["hibernate", "web"]).ok(), "web");
+
+    assert_eq!((state().state, state().pid), (State::Hibernated, None));
+    assert!(!Path::new(&process).exists());
+    // Long enough for a clock that was not set to be seen.
+    std::thread::sleep(Duration::from_secs(10));
+    let said: u64 = web.sh("date +%s").parse().unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    assert!(now.abs_diff(said) <= 5, "the guest says {said}, and it is {now}");
+    let first: u64 = web.read("/tmp/n").parse().unwrap();
+    assert!(first >= counted, "it counts on: {first}, before {counted}");
+    wait_for("the counter counts on", LIMIT, || web.read("/tmp/n").parse::<u64>().is_ok_and(|now| now > first + 2));
+    assert_eq!((web.read("/data/note"), web.read("/etc/machine-id")), ("before".into(), id));
+    assert_eq!(web.sh("hostname; echo $(cat /run/pando/generation)"), "web\n0");
+    web.end("/tmp/count");
+    web.write("/data/note", "after");
+    assert_eq!(web.sh("sync; cat /data/note"), "after");
 }
