@@ -136,7 +136,10 @@ impl Db {
 
     async fn begin_on(&self, pool: &SqlitePool) -> Result<Write, DbError> {
         let turn = Arc::clone(&self.turn).lock_owned().await;
-        Ok(Write { transaction: pool.begin().await?, newest: 0, _turn: turn })
+        // A transaction that was dropped is rolled back a moment later, on its own connection. One that read first and
+        // wrote then would be told at once that the database is busy; this one waits.
+        let transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+        Ok(Write { transaction, newest: 0, _turn: turn })
     }
 
     async fn commit(&self, write: Write) -> Result<(), DbError> {
