@@ -34,7 +34,8 @@ impl Fleet {
     /// The VM of this name or id, which must be running, or is woken if it sleeps.
     pub(in crate::fleet) async fn awake(&self, name: &str, wanted: &'static str) -> Result<Record, FleetError> {
         let vm = self.find(name).await?;
-        if vm.state == State::Hibernated {
+        // One that is starting may be woken by somebody else just now.
+        if vm.state == State::Hibernated || (vm.state == State::Starting && vm.sleep.is_some()) {
             let (fleet, id) = (self.clone(), vm.id.clone());
             // To its end, also when whoever asked goes away.
             let waking = tokio::spawn(async move {
