@@ -68,6 +68,7 @@ impl Daemon {
             .args(options)
             .env("PANDO_STATE_DIR", folder.path().join("state"))
             .env("PANDO_RUNTIME_DIR", folder.path().join("run"))
+            .env("PANDO_TELL_WAITS", "1") // For `checkpoint`: how long guests waited for their memory.
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
