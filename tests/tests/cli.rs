@@ -65,7 +65,7 @@ fn every_wrong_request_has_its_status_and_one_clear_sentence() {
         (NOT_FOUND, "nobody", &["exec", "no/body?x=nobody", "true"]),
         // What a variable that is not set makes of a command line.
         (USAGE, "<VM>", &["exec", "", "true"]),
-        (USAGE, "<IMAGE>", &["run", ""]),
+        (USAGE, "[IMAGE]", &["run", ""]),
         // Asked of a VM that does not run.
         (FAILED, "down", &["fork", "down"]),
         (FAILED, "down", &["exec", "down", "true"]),
