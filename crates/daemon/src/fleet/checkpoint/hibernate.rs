@@ -10,14 +10,11 @@
 
 use super::super::error::{FleetError, cannot};
 use super::super::fork::longest_gap;
-use super::super::{Fleet, blocking, launch, room, wrong_state};
+use super::super::{Fleet, room, wrong_state};
 use super::save::sentence;
 use super::store::Kept;
 use crate::agent::{Agent, AgentError};
 use crate::db::Record;
-use crate::monitor::{Monitor, MonitorError};
-use crate::paths;
-use crate::supervisor::Process;
 use pando_wire::agent::Request as AgentRequest;
 use pando_wire::api::{State, Vm};
 use pando_wire::control::Request;
@@ -98,7 +95,8 @@ impl Fleet {
             return Err(unheard(AgentError::Late { limit: BARRIER_LIMIT, source: None }));
         }
         self.ask_for_fork(vm, vec![control]).await?;
-        let seed = self.newborn_seed(vm, sleep).await?;
+        let failed = |source| FleetError::Monitor { name: vm.name.clone(), wanted: "copy", source };
+        let (seed, _monitor) = self.newborn_seed(sleep).await.map_err(failed)?;
         let stored = self.store_sleep(vm, sleep, layers).await;
         seed.kill();
         seed.end(sleep).await;
@@ -108,17 +106,6 @@ impl Fleet {
         let Some(unused) = asleep else { return Err(wrong_state(&self.find(&vm.id).await?, "hibernate")) };
         drop(barrier); // It held until here: from now on nobody resumes it.
         Ok(unused)
-    }
-
-    async fn newborn_seed(&self, vm: &Record, sleep: &str) -> Result<Process, FleetError> {
-        let born = async {
-            let monitor = Monitor::connect(&self.0.paths.control_socket(sleep))?;
-            monitor.send(&Request::Watch, &[]).await?;
-            monitor.send(&Request::Status, &[]).await?;
-            launch::born(&monitor).await
-        };
-        let failed = |source: MonitorError| FleetError::Monitor { name: vm.name.clone(), wanted: "copy", source };
-        born.await.map_err(failed)
     }
 
     /// Has the seed `sleep` stored. Whether it is, the store says.
@@ -156,14 +143,7 @@ impl Fleet {
 
     /// Removes what `vm` needs no more, as it sleeps: layers, and what it was woken from before.
     async fn leave_behind(&self, vm: &Record, unused: Vec<String>) -> Result<(), FleetError> {
-        let paths = self.0.paths.clone();
-        blocking(move || {
-            for layer in unused.iter().map(|layer| paths.layer(layer)) {
-                paths::remove(&layer).map_err(cannot(format!("remove {}", layer.display())))?;
-            }
-            Ok(())
-        })
-        .await?;
+        self.remove_layers(unused).await?;
         match &vm.layer {
             Some(earlier) => self.unstore(earlier).await,
             None => Ok(()),

@@ -115,6 +115,11 @@ impl Fleet {
         self.0.uses.forget(id);
         self.unstore(id).await?;
         let unused = self.0.db.remove_checkpoint(id, checkpoint.epoch).await?;
+        self.remove_layers(unused).await
+    }
+
+    /// Removes layers that nobody needs.
+    async fn remove_layers(&self, unused: Vec<String>) -> Result<(), FleetError> {
         let paths = self.0.paths.clone();
         blocking(move || {
             for layer in unused.iter().map(|layer| paths.layer(layer)) {

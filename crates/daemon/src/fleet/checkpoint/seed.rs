@@ -4,8 +4,9 @@ use super::super::error::{FleetError, cannot};
 use super::super::fork::{longest_gap, raise_barrier};
 use super::super::{Fleet, blocking, launch};
 use crate::db::{Checkpoint, Record};
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, MonitorError};
 use crate::paths::{create_private, remove};
+use crate::supervisor::Process;
 use pando_wire::control::{Listener, Request};
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -49,11 +50,16 @@ impl Fleet {
     async fn hold_seed(&self, checkpoint: &Checkpoint) -> Result<(), FleetError> {
         let failed =
             |source| FleetError::Monitor { name: checkpoint.vm_name.clone(), wanted: "keep a fork of", source };
-        let monitor = Arc::new(Monitor::connect(&self.0.paths.control_socket(&checkpoint.id)).map_err(failed)?);
-        monitor.send(&Request::Watch, &[]).await.map_err(failed)?;
-        monitor.send(&Request::Status, &[]).await.map_err(failed)?;
-        let process = launch::born(&monitor).await.map_err(failed)?;
+        let (process, monitor) = self.newborn_seed(&checkpoint.id).await.map_err(failed)?;
         self.0.supervisor.supervise_seed(&checkpoint.id, checkpoint.epoch, process, monitor);
         Ok(())
+    }
+
+    /// The process of a seed that was just forked, and a connection that hears of its end.
+    pub(super) async fn newborn_seed(&self, id: &str) -> Result<(Process, Arc<Monitor>), MonitorError> {
+        let monitor = Arc::new(Monitor::connect(&self.0.paths.control_socket(id))?);
+        monitor.send(&Request::Watch, &[]).await?;
+        monitor.send(&Request::Status, &[]).await?;
+        Ok((launch::born(&monitor).await?, monitor))
     }
 }
