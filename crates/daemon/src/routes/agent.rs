@@ -9,7 +9,8 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
 use hyper_util::rt::TokioIo;
 use pando_wire::api::Error;
-use tokio::io::copy_bidirectional;
+use std::io;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy, split};
 
 /// What the connection is upgraded to.
 const PROTOCOL: &str = "pando-agent";
@@ -37,13 +38,13 @@ pub(super) async fn connect(
             "this route wants the headers Connection: Upgrade, Upgrade: {PROTOCOL}"
         )));
     }
-    let (mut guest, id) = fleet.agent(&name).await?;
+    let (guest, id) = fleet.agent(&name).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         match upgrade.await {
             // Either side may go away at any time, which is how connections end.
             Ok(client) => {
-                let _ = copy_bidirectional(&mut TokioIo::new(client), &mut guest).await;
+                let _: io::Result<()> = relay(TokioIo::new(client), guest).await;
                 // Most connections are for a program.
                 fleet.program_ended(&id);
             }
@@ -53,7 +54,73 @@ pub(super) async fn connect(
     Ok((StatusCode::SWITCHING_PROTOCOLS, [(CONNECTION, "Upgrade"), (UPGRADE, PROTOCOL)]))
 }
 
+/// Carries bytes both ways until both sides have ended, or the client cannot be told any more.
+///
+/// A guest that takes nothing more may still have said something: the agent ends a connection with its last answer,
+/// whatever the client is sending at that moment. So what cannot be carried in does not end what is carried out.
+async fn relay(client: impl AsyncRead + AsyncWrite, guest: impl AsyncRead + AsyncWrite) -> io::Result<()> {
+    let (mut from_client, mut to_client) = split(client);
+    let (mut from_guest, mut to_guest) = split(guest);
+    let inward = async {
+        // Either is refused only by a guest that has ended.
+        let _: io::Result<u64> = copy(&mut from_client, &mut to_guest).await;
+        let _: io::Result<()> = to_guest.shutdown().await;
+        Ok(())
+    };
+    let outward = async {
+        copy(&mut from_guest, &mut to_client).await?;
+        to_client.shutdown().await
+    };
+    tokio::try_join!(inward, outward).map(|_| ())
+}
+
 fn asks_for_upgrade(headers: &HeaderMap) -> bool {
     let wanted = headers.get(UPGRADE).and_then(|value| value.to_str().ok());
     wanted.is_some_and(|protocol| protocol.eq_ignore_ascii_case(PROTOCOL))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::UnixStream;
+    use tokio::time::timeout;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// The last answer of an agent was lost when the client said something more at that moment.
+    #[tokio::test]
+    async fn what_the_guest_said_arrives_though_it_listens_no_more() {
+        let (mut client, client_end) = UnixStream::pair().unwrap();
+        let (mut guest, guest_end) = UnixStream::pair().unwrap();
+        guest.write_all(b"exited").await.unwrap();
+        drop(guest);
+        client.write_all(b"no input").await.unwrap();
+        let relayed = tokio::spawn(relay(client_end, guest_end));
+        let mut said = String::new();
+        timeout(LIMIT, client.read_to_string(&mut said)).await.unwrap().unwrap();
+        assert_eq!(said, "exited");
+        timeout(LIMIT, relayed).await.unwrap().unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_away_is_an_end_for_the_guest_and_one_that_hears_nothing_too() {
+        for unheard in [false, true] {
+            let (client, client_end) = UnixStream::pair().unwrap();
+            let (mut guest, guest_end) = UnixStream::pair().unwrap();
+            let relayed = tokio::spawn(relay(client_end, guest_end));
+            if unheard {
+                let client = client.into_std().unwrap();
+                client.shutdown(std::net::Shutdown::Read).unwrap();
+                guest.write_all(b"output").await.unwrap();
+                assert_eq!(timeout(LIMIT, guest.read(&mut [0; 8])).await.unwrap().unwrap(), 0);
+                continue; // Its other half is open all along.
+            }
+            drop(client);
+            assert_eq!(timeout(LIMIT, guest.read(&mut [0; 8])).await.unwrap().unwrap(), 0);
+            drop(guest);
+            timeout(LIMIT, relayed).await.unwrap().unwrap().unwrap();
+        }
+    }
 }
