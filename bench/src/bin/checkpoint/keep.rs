@@ -35,8 +35,14 @@ pub(crate) struct Kept {
 
 impl<'d> Worker<'d> {
     /// Boots one and fills some of its memory with bytes that do not compress.
-    pub(crate) fn boot(daemon: &'d Daemon, image: &str, memory_bytes: u64, mib: u32) -> Result<Self, ApiError> {
-        let worker = Self { daemon, name: daemon.boot("worker", image, memory_bytes)?.name };
+    pub(crate) fn boot(
+        daemon: &'d Daemon,
+        name: &str,
+        image: &str,
+        memory_bytes: u64,
+        mib: u32,
+    ) -> Result<Self, ApiError> {
+        let worker = Self { daemon, name: daemon.boot(name, image, memory_bytes)?.name };
         worker.work(mib)?;
         Ok(worker)
     }

@@ -9,6 +9,7 @@
 //! The kernel of guests must be in the daemon's cache. What is compared takes turns, so that whatever else this computer
 //! does happens to both.
 
+mod burst; // many VMs from the store at once
 mod everything; // loading all of the memory of a checkpoint, and nothing else
 mod keep; // checkpoints of a VM at work
 mod wake; // VMs from the store
@@ -36,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Seeds go when they are stored, so that VMs come from the store.
     let daemon = Daemon::start(&pando, &["--keep-seeds", "500ms"])?;
     let image = daemon.import()?;
-    let worker = Worker::boot(&daemon, &image, MEMORY, FILLED_MIB)?;
+    let worker = Worker::boot(&daemon, "worker", &image, MEMORY, FILLED_MIB)?;
     println!(
         "A Linux VM with {} of RAM, {FILLED_MIB} MiB of it full of random bytes; it writes {WORK_MIB} MiB anew before each of \
          {checkpoints} checkpoints",
@@ -57,6 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     report_pauses(&forks, &kept);
     report_sizes(&kept);
     report_wakes(&wakes);
+    burst::report(&daemon, &image)?;
     Ok(())
 }
 
