@@ -48,6 +48,15 @@ impl Monitor {
 
     /// Saves a seed into a store, with the `pando` at `pando`. What that printed.
     pub fn save(&self, pando: &Path, store: &Path, name: &str) -> Result<String, MonitorError> {
+        let saved = self.start_saving(pando, store, name)?.wait_with_output()?;
+        match saved.status.success() {
+            true => Ok(String::from_utf8_lossy(&saved.stdout).into_owned()),
+            false => Err(MonitorError::Answer(String::from_utf8_lossy(&saved.stderr).into_owned())),
+        }
+    }
+
+    /// The same, not waited for: the process that writes into the store.
+    pub fn start_saving(&self, pando: &Path, store: &Path, name: &str) -> Result<std::process::Child, MonitorError> {
         let (ours, theirs) = UnixStream::pair()?;
         let mut fds: Vec<OwnedFd> = vec![theirs.into()];
         for layer in self.layers() {
@@ -56,11 +65,9 @@ impl Monitor {
         let borrowed: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
         self.ask_with(&Request::Save, &borrowed)?;
         drop(fds); // So that the stream ends with its writer.
-        let saved = pages(pando, "save", store, name).stdin(Stdio::from(OwnedFd::from(ours))).output()?;
-        match saved.status.success() {
-            true => Ok(String::from_utf8_lossy(&saved.stdout).into_owned()),
-            false => Err(MonitorError::Answer(String::from_utf8_lossy(&saved.stderr).into_owned())),
-        }
+        let mut command = pages(pando, "save", store, name);
+        command.stdin(Stdio::from(OwnedFd::from(ours))).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok(command.spawn()?)
     }
 
     /// Starts the `pando` at `pando` as a monitor that goes on with what was saved of `guest`, as its twin.
