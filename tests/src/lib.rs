@@ -28,6 +28,8 @@ pub mod setting {
     pub const CACHE: &str = "PANDO_CACHE_DIR";
     /// A `pando` that seals the disk of a parent after it went on: the fault that the oracle must notice.
     pub const PLANTED: &str = "PANDO_PLANTED_LATE_DISK";
+    /// Set where the host is an emulated one, which nobody else uses: a test may set its clock.
+    pub const OWN_HOST: &str = "PANDO_TESTS_OWN_HOST";
 }
 
 /// What the variable `name` of [`setting`] says.

@@ -149,6 +149,8 @@ impl Drop for TestVm<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- console of {}\n{}", self.name, tail(&self.console()));
+            // A program that the kernel ended is named there, with the address. It may be a guest that does not answer.
+            eprintln!("--- kernel of {}\n{}", self.name, tail(&self.exec(&["dmesg"]).stdout));
             self.daemon.tell();
         }
         self.daemon.pando(&["rm", "-f", &self.name]); // It may be gone already.

@@ -1,16 +1,20 @@
-//! What a guest was told to be on disk is there after the power was cut.
+//! What a guest was told to be on disk, and a person to be stored, is there after the power was cut.
 //!
 //! The computer whose power is cut is an emulated host: what its kernel had in memory is gone, and its disk is a file
-//! here. The other tests may run in such a host; this one starts two of its own.
+//! here. The other tests may run in such a host; these start their own.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use pando_tests::{Run, prepared, rootfs, setting};
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// How many times the power is cut while checkpoints are made; a night's worth finds what is rare.
+const CUTS: &str = "PANDO_POWER_CUTS";
+/// How many when that is not set.
+const FEW_CUTS: u32 = 2;
 const LIMIT: Duration = Duration::from_secs(900);
 /// The daemon's state lies on the disk that loses its power.
 const BEGIN: &str = r#"
@@ -40,31 +44,106 @@ const AFTER_THE_CUT: &str = r#"
 "$PANDO_BINARY" exec grandchild fsyncer check /data/log "$DURABLE"
 "$PANDO_BINARY" stop --timeout 60s grandchild child parent >&2
 "#;
+/// `STORED` are the names of checkpoints that were said to be stored. Each is the VM at one instant: the same number in its memory and on its disk, which is its name's end.
+const CHECKPOINTS_ARE_WHOLE: &str = r#"
+pando() { "$PANDO_BINARY" "$@"; }
+pando checkpoint verify >&2
+for name in $STORED; do
+  pando checkpoint inspect "$name" | grep -q '^state *stored$' || { pando checkpoint ls >&2; exit 1; }
+done
+for name in $(pando checkpoint ls -q); do
+  case " $STORED " in *" $name "*) continue;; esac
+  pando checkpoint inspect "$name" | grep -qE '^state *(stored|failed)$' || { pando checkpoint inspect "$name" >&2; exit 1; }
+done
+for vm in $(pando ls -q); do pando rm -f "$vm" >&2; done
+last=${STORED##* }
+if [ -n "$last" ]; then
+  pando run --from "$last" --name vm >&2
+  [ "$(pando exec vm cat /tmp/number /data/number)" = "${last#c}
+${last#c}" ]
+  pando exec vm sha256sum -c /data/sum >&2
+fi
+"#;
+/// Checkpoints come and go, and what nobody needs is swept, until the power is cut.
+const CHECKPOINTS_UNTIL_THE_CUT: &str = r#"
+[ -n "$last" ] || pando run --name vm --memory 128M rootfs >&2
+(sleep "$DELAY"; echo PANDO-CUT-POWER) &
+while :; do pando checkpoint gc >&2; done &
+number=$((ROUND * 1000))
+older=
+while :; do
+  number=$((number + 1))
+  pando exec vm sh -c "echo $number > /tmp/number; echo $number > /data/number
+    head -c 3000000 /dev/urandom > /data/blob; sha256sum /data/blob > /data/sum"
+  pando checkpoint create vm "c$number" --wait >&2
+  echo "stored c$number"
+  if [ -n "$older" ]; then
+    echo "removing $older"
+    pando checkpoint rm "$older" >&2
+  fi
+  older=c$number
+done
+"#;
 
 #[test]
 #[ignore = "needs a Linux guest: make test"]
 fn what_a_forked_guest_synced_survives_a_power_cut_of_the_host() {
-    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    rootfs::build(&folder.path().join("rootfs"));
-    let disk = folder.path().join("disk");
-    File::create(&disk).unwrap().set_len(8 << 30).unwrap();
-    Run::of(Command::new("/usr/sbin/mkfs.ext4").args(["-q", "-F"]).arg(&disk), &[], LIMIT).ok();
+    let (folder, disk) = folder();
 
-    let cut = machine(folder.path(), &disk, "cut.sh", UNTIL_THE_CUT, 0);
+    let cut = machine(folder.path(), &disk, "cut.sh", UNTIL_THE_CUT, &[]);
     assert_eq!(cut.code, 137, "the power was not cut: {cut:?}");
     let durable: u64 = cut.stdout.lines().filter_map(|line| line.parse().ok()).next_back().unwrap_or_default();
     assert!(durable >= 60, "{cut:?}");
     println!("{durable} records were durable");
 
-    machine(folder.path(), &disk, "after.sh", AFTER_THE_CUT, durable).ok();
+    machine(folder.path(), &disk, "after.sh", AFTER_THE_CUT, &[("DURABLE", durable.to_string())]).ok();
+}
+
+#[test]
+#[ignore = "needs a Linux guest: make test"]
+fn checkpoints_that_were_stored_survive_power_cuts_of_the_host_and_half_written_ones_are_not_offered() {
+    let cuts = std::env::var(CUTS).map_or(FEW_CUTS, |cuts| cuts.parse().unwrap());
+    let (folder, disk) = folder();
+    let mut stored: Vec<String> = Vec::new();
+    for round in 1..=cuts {
+        // From the first save to a moment when some are stored.
+        let delay =
+            2.0 + f64::from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_millis()) / 1000.0 * 24.0;
+        let variables = [("STORED", stored.join(" ")), ("ROUND", round.to_string()), ("DELAY", format!("{delay:.2}"))];
+        let script = format!("{CHECKPOINTS_ARE_WHOLE}{CHECKPOINTS_UNTIL_THE_CUT}");
+        let cut = machine(folder.path(), &disk, "cut.sh", &script, &variables);
+        assert_eq!(cut.code, 137, "the power was not cut: {cut:?}");
+        for line in cut.stdout.lines() {
+            match line.split_once(' ') {
+                Some(("stored", name)) => stored.push(name.to_owned()),
+                // Whether it was is not known, and either is right.
+                Some(("removing", name)) => stored.retain(|known| known != name),
+                _ => (),
+            }
+        }
+        println!("cut {round} after {delay:.2} s: {stored:?}");
+    }
+    let variables = [("STORED", stored.join(" "))];
+    machine(folder.path(), &disk, "after.sh", CHECKPOINTS_ARE_WHOLE, &variables).ok();
+}
+
+/// A folder with what guests begin from, and an empty disk.
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    rootfs::build(&folder.path().join("rootfs"));
+    let disk = folder.path().join("disk");
+    File::create(&disk).unwrap().set_len(8 << 30).unwrap();
+    Run::of(Command::new("/usr/sbin/mkfs.ext4").args(["-q", "-F"]).arg(&disk), &[], LIMIT).ok();
+    (folder, disk)
 }
 
 /// Runs a script in an emulated host with that disk.
-fn machine(folder: &Path, disk: &Path, name: &str, script: &str, durable: u64) -> Run {
+fn machine(folder: &Path, disk: &Path, name: &str, script: &str, variables: &[(&str, String)]) -> Run {
     let path = folder.join(name);
     fs::write(&path, format!("{BEGIN}{script}")).unwrap();
     let mut command = Command::new(prepared(setting::BINARY));
     command.args(["machine", "run", "-m", "3072", "-t", "800", "--kill-after", "0.3", "--disk"]).arg(disk);
-    command.arg("-w").arg(folder).args(["--", "bash"]).arg(&path).env("DURABLE", durable.to_string());
+    command.arg("-w").arg(folder).args(["--", "bash"]).arg(&path);
+    command.envs(variables.iter().map(|(name, value)| (name, value)));
     Run::of(&mut command, &[], LIMIT)
 }
