@@ -177,6 +177,11 @@ impl Monitor {
         }
     }
 
+    /// Waits until all of its memory is there.
+    pub fn gather(&self) -> Result<(), MonitorError> {
+        self.ask(&Request::Gather).map(drop)
+    }
+
     /// Sends one request without descriptors.
     pub fn ask(&self, request: &Request) -> Result<Response, MonitorError> {
         self.ask_with(request, &[])

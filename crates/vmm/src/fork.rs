@@ -55,7 +55,7 @@ pub(crate) enum ForkError {
     #[error("the guest has ended")]
     Ended,
     /// In a child, what is missing would be zeroes.
-    #[error("the memory of the VM is still on its way: fork it when all is there")]
+    #[error("the memory of the VM is still on its way: gather it first")]
     Arriving,
     /// Cannot be: the VM stood still, and did not.
     #[error("the VM did not stand still")]

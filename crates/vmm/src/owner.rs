@@ -120,6 +120,8 @@ struct Owner {
 struct Peer {
     connection: Connection,
     watches: bool,
+    /// It is answered when all memory is there, and asks for nothing before.
+    gathers: bool,
 }
 
 impl Owner {
@@ -140,6 +142,7 @@ impl Owner {
                     Event::Ended(ending) => return Ok(self.end(ending)),
                     Event::MemoryIsLost(how) => return Ok(self.end(Ending::Crashed(how))),
                     Event::MemoryIsThere => {
+                        self.answer_gathering(&Response::Done);
                         if let Some(arriving) = self.vm.as_ref().and_then(|vm| vm.arriving.as_ref()) {
                             arriving.finish();
                         }
@@ -168,8 +171,8 @@ impl Owner {
             rustix::io::ioctl_fionbio(&connection, true)?;
             Ok(connection)
         });
-        match (connection, self.connections.iter().position(|peer| !peer.watches)) {
-            (Ok(connection), _) => self.connections.push(Peer { connection, watches: false }),
+        match (connection, self.connections.iter().position(|peer| !peer.watches && !peer.gathers)) {
+            (Ok(connection), _) => self.connections.push(Peer { connection, watches: false, gathers: false }),
             (Err(_), Some(silent)) => drop(self.connections.remove(silent)),
             // Nobody here can make room; it may come free elsewhere.
             (Err(_), None) => thread::sleep(Duration::from_millis(10)),
@@ -178,9 +181,13 @@ impl Owner {
 
     /// Waits for anything to happen. Which of listener, events and connections are ready, in that order.
     fn wait(&self) -> io::Result<Vec<bool>> {
-        let connections = self.connections.iter().map(|peer| peer.connection.as_fd());
-        let all = [self.listener.as_fd(), self.events.0.1.as_fd()].into_iter().chain(connections);
-        let mut fds: Vec<_> = all.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        let own = [self.listener.as_fd(), self.events.0.1.as_fd()].map(|fd| (fd, PollFlags::IN));
+        let connections = self.connections.iter().map(|peer| {
+            // That it is gone is told in any case.
+            (peer.connection.as_fd(), if peer.gathers { PollFlags::empty() } else { PollFlags::IN })
+        });
+        let all = own.into_iter().chain(connections);
+        let mut fds: Vec<_> = all.map(|(fd, what)| PollFd::from_borrowed_fd(fd, what)).collect();
         match poll(&mut fds, None) {
             Err(rustix::io::Errno::INTR) => Ok(vec![false; fds.len()]),
             Err(error) => Err(error.into()),
@@ -216,6 +223,13 @@ impl Owner {
                 Response::Done
             }
             Request::Save => self.save(descriptors),
+            Request::Gather => {
+                self.connections[index].gathers = self.is_gathering();
+                if self.connections[index].gathers {
+                    return None;
+                }
+                Response::Done
+            }
         };
         self.answer(index, &response);
         self.spent()
@@ -241,12 +255,33 @@ impl Owner {
         }
     }
 
+    /// Has what is missing of the memory come as fast as it can. Whether anything is; a seed has all, as has who has
+    /// nothing yet.
+    fn is_gathering(&self) -> bool {
+        self.vm.as_ref().and_then(|vm| vm.arriving.as_ref()).is_some_and(|arriving| arriving.hurry())
+    }
+
+    /// Answers those who wait for all memory to be there.
+    fn answer_gathering(&mut self, response: &Response) {
+        for peer in &mut self.connections {
+            if std::mem::take(&mut peer.gathers) {
+                // Who is gone is told by the next `wait`: nobody is removed here, where `run` may know them by their place.
+                let _ = peer.connection.send(response, &[]);
+            }
+        }
+    }
+
     fn status(&self) -> Status {
         let phase = self.vm.as_ref().map_or(Phase::Created, Vm::phase);
         Status { version: VERSION, pid: std::process::id(), phase }
     }
 
     fn end(&mut self, ending: Ending) -> Ending {
+        let mut why = vec!["the VM has ended before all of its memory was there".to_owned()];
+        if let Ending::Crashed(how) = &ending {
+            why.push(how.clone());
+        }
+        self.answer_gathering(&Response::Refused(why));
         for peer in self.connections.iter().filter(|peer| peer.watches) {
             let _ = peer.connection.send(&Response::Ended(ending.clone()), &[]);
         }

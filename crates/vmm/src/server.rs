@@ -106,6 +106,12 @@ impl Arriving {
         self.pager.missing_pages() > 0
     }
 
+    /// Has the rest come as fast as it can. Whether there is a rest.
+    pub(crate) fn hurry(&self) -> bool {
+        self.pager.hurry();
+        self.is_incomplete()
+    }
+
     /// Everything is there: tells the server what the guest waited for, so that it need not the next time, and lets the
     /// server go.
     pub(crate) fn finish(&self) {

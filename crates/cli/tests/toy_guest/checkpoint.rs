@@ -9,6 +9,7 @@ use pando_store::{Layer, Page, Store};
 use pando_wire::control::{Connection, Ending, PAGES_CONNECTIONS, Phase, Request, Response, WorkingSet};
 use pando_wire::frame;
 use pando_wire::pages::{Ask, Client};
+use pando_wire::saved::PAGE_BYTES;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -168,7 +169,8 @@ fn a_vm_that_was_saved_goes_on_from_its_instant_in_another_monitor() {
         let vm = restore(connections).unwrap();
         wait_for_laps(&vm, WITNESS, ALL, LIMIT);
         assert_eq!(next_laps(&vm), next, "wake {wake}: each CPU goes on with its next lap");
-        let (_, children) = until("a fork, when all memory is there", || vm.fork(1).ok());
+        vm.gather().unwrap();
+        let (_, children) = vm.fork(1).unwrap();
         wait_for_laps(&children[0].monitor, WITNESS, ALL, LIMIT);
         wait_for_laps(&vm, WITNESS, 2, LIMIT);
         assert!(until("the server's end", || process.try_wait().unwrap()).success(), "when all is there, it ends");
@@ -187,7 +189,8 @@ fn a_vm_that_was_restored_is_saved_as_any_other() {
     drop((parent, seed));
     let vm = restore(serve(PANDO.as_ref(), dir.path(), "first").unwrap().connections).unwrap();
     wait_for_laps(&vm, WITNESS, ALL, LIMIT);
-    let seed = until("a seed, when all memory is there", || vm.seed().ok());
+    vm.gather().unwrap();
+    let seed = vm.seed().unwrap();
     save(&seed, dir.path(), "second");
     drop((vm, seed));
     let vm = restore(serve(PANDO.as_ref(), dir.path(), "second").unwrap().connections).unwrap();
@@ -279,13 +282,14 @@ fn a_vm_whose_memory_is_on_its_way_runs_and_is_not_forked_before_all_is_there() 
     wait_for_laps(&vm, WITNESS, ALL, LIMIT);
     for _ in 0..3 {
         let refused = vm.fork(1).map(|_| ()).unwrap_err().to_string();
-        assert_eq!(refused, "the memory of the VM is still on its way: fork it when all is there");
+        assert_eq!(refused, "the memory of the VM is still on its way: gather it first");
         wait_for_laps(&vm, WITNESS, 1, LIMIT);
     }
     assert_eq!(vm.ask(&Request::Pause).unwrap(), Response::Done);
     assert_eq!(vm.ask(&Request::Resume).unwrap(), Response::Done);
     between.is_slow.store(false, Ordering::SeqCst);
-    let (_, children) = until("a fork, when all memory is there", || vm.fork(1).ok());
+    vm.gather().unwrap();
+    let (_, children) = vm.fork(1).unwrap();
     wait_for_laps(&children[0].monitor, WITNESS, ALL, LIMIT);
     wait_for_laps(&vm, WITNESS, ALL, LIMIT);
 
@@ -298,6 +302,82 @@ fn a_vm_whose_memory_is_on_its_way_runs_and_is_not_forked_before_all_is_there() 
     assert!(is_known, "{:?}", described.expected);
     drop(server.connections);
     assert!(server.process.wait().unwrap().success());
+}
+
+/// A VM that has begun to run, with all but its first pages still on their way, slowly.
+fn arriving(store: &Path) -> Option<(Between, Monitor)> {
+    let (parent, seed) = seed()?;
+    save(&seed, store, "vm");
+    drop((parent, seed));
+    let mut between = Between::new(serve(PANDO.as_ref(), store, "vm").unwrap());
+    let vm = restore(std::mem::take(&mut between.monitors)).unwrap();
+    Some((between, vm))
+}
+
+/// Which pages of the memory hold bytes, and which.
+fn pages(store: &Path, name: &str) -> Vec<(u64, Vec<u8>)> {
+    let memory = Store::open(store).unwrap().open_checkpoint(name).unwrap().memory().unwrap().unwrap();
+    let mut bytes = vec![0; PAGE_BYTES];
+    let with_bytes = (0..memory.pages()).filter_map(|page| {
+        let is_data = memory.read_page(page, bytes.as_mut_slice().try_into().unwrap()).unwrap() == Page::Data;
+        is_data.then(|| (page, bytes.clone()))
+    });
+    with_bytes.collect()
+}
+
+#[test]
+fn who_forks_a_vm_at_once_after_it_woke_waits_and_every_page_is_right_while_the_vm_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some((_between, vm)) = arriving(dir.path()) else { return };
+    let is_there = AtomicBool::new(false);
+    let gather = || {
+        vm.gather().unwrap();
+        is_there.store(true, Ordering::SeqCst);
+    };
+    thread::scope(|scope| {
+        // Two at once, and a third that goes away.
+        let both = [scope.spawn(gather), scope.spawn(gather)];
+        let third = Connection::connect(&vm.dir().join("control")).unwrap();
+        third.send(&Request::Gather, &[]).unwrap();
+        drop(third);
+        wait_for_laps(&vm, WITNESS, 2, LIMIT);
+        assert_eq!(vm.ask(&Request::Pause).unwrap(), Response::Done);
+        assert_eq!(phase(&vm), Phase::Paused);
+        assert!(!is_there.load(Ordering::SeqCst), "it ran and stood still meanwhile");
+        both.into_iter().for_each(|one| one.join().unwrap());
+    });
+    let seed = vm.seed().unwrap();
+    save(&seed, dir.path(), "fork");
+    let [before, after] = ["vm", "fork"].map(|name| pages(dir.path(), name));
+    let numbers = |pages: &[(u64, Vec<u8>)]| pages.iter().map(|(page, _)| *page).collect::<Vec<_>>();
+    assert!(before.len() > 2 * WITNESS.pages as usize);
+    assert_eq!(numbers(&after), numbers(&before));
+    let (_, children) = seed.fork(2).unwrap();
+    assert_eq!(vm.ask(&Request::Resume).unwrap(), Response::Done);
+    let all = children.iter().map(|child| &child.monitor).chain([&vm]);
+    all.for_each(|monitor| wait_for_laps(monitor, WITNESS, ALL, LIMIT));
+    vm.gather().unwrap(); // Which it has: at once, and for a seed likewise.
+    seed.gather().unwrap();
+}
+
+#[test]
+fn who_waits_for_the_memory_of_a_vm_is_told_when_it_ends_and_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let kill: fn(&Between, &Monitor) = |_, vm| assert_eq!(vm.ask(&Request::Kill).unwrap(), Response::Done);
+    let cut: fn(&Between, &Monitor) = |between, _| between.cut();
+    for (end, why) in [(kill, None), (cut, Some("the page server does not answer"))] {
+        let dir = dir.path().join(if why.is_some() { "cut" } else { "killed" });
+        let Some((between, vm)) = arriving(&dir) else { return };
+        let connection = Connection::connect(&vm.dir().join("control")).unwrap();
+        set_socket_timeout(&connection, Timeout::Recv, Some(LIMIT)).unwrap();
+        connection.send(&Request::Gather, &[]).unwrap();
+        wait_for_laps(&vm, WITNESS, 1, LIMIT);
+        end(&between, &vm);
+        let Some((Response::Refused(chain), _)) = connection.receive().unwrap() else { panic!("it is not told") };
+        assert_eq!(chain[0], "the VM has ended before all of its memory was there");
+        assert_eq!(chain.len(), 1 + usize::from(why.is_some()), "{chain:?}");
+        assert!(why.is_none_or(|why| chain[1].contains(why)), "{chain:?}");
+    }
 }
 
 /// How the VM ends that somebody watches.

@@ -58,6 +58,7 @@ pub(crate) fn serve(monitor: &Arc<Monitor>, connection: Connection) {
                 Response::Done
             }
             Request::Save => save(monitor, descriptors),
+            Request::Gather => Response::Done,
             Request::Watch => {
                 let watching = Connection::from_fd(connection.as_fd().try_clone_to_owned().unwrap());
                 monitor.state.lock().unwrap().watching.push(watching);

@@ -206,6 +206,12 @@ impl Pager {
         Held { shared: &self.0, guarded, since }
     }
 
+    /// Somebody waits for all of it: from now on the rest comes as fast as it can, also while the guest waits for a page.
+    pub fn hurry(&self) {
+        self.0.lock().state.hurry();
+        self.0.fills.notify_all();
+    }
+
     /// Makes pages zero: what is missing of them will not come any more. For a balloon, which says so first and gives the
     /// pages back to the host after that, never the other way round: else they come back with old content.
     pub fn discard(&self, runs: &[(u32, u32)]) {

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use socket::{Connection, Listener};
 
 /// The version of this language. Another one for every change that an older monitor would not understand.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What the daemon asks of a monitor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,7 +29,7 @@ pub enum Request {
     ///
     /// A seed copies itself and stays one: nothing has to be paused, and of the timings only `fork_us`, which is also its
     /// `pause_us`, and `expected_pages` say something. A VM whose memory is still on its way ([`Origin::Checkpoint`])
-    /// refuses, and goes on.
+    /// refuses, and goes on: [`Request::Gather`] comes first.
     Fork(Fork),
     /// Stop the vCPUs and devices where they are.
     Pause,
@@ -52,6 +52,10 @@ pub enum Request {
     /// A process of its own writes, so that the seed can serve and end meanwhile. It is [`Done`](Response::Done) as soon
     /// as there is that process; that all was written, the reader learns from the end of the [stream](crate::saved).
     Save,
+    /// Have all of the VM's memory there, so that it can be forked. [`Done`](Response::Done) at once, unless its memory is
+    /// still on its way ([`Origin::Checkpoint`]): then it hurries, and this is answered when all has come. Meanwhile the
+    /// VM runs, and requests on other connections are served. Refused when the VM ends before, with the reason.
+    Gather,
 }
 
 /// The most children that one fork makes: each needs a descriptor in the same packet (`SCM_MAX_FD` is 253).
@@ -271,6 +275,7 @@ mod tests {
         assert_eq!(encoded(&Request::Expect(WorkingSet(vec![(8, 9)]))), [7, 1, 8, 9]);
         assert_eq!(encoded(&Request::Watch), [8]);
         assert_eq!(encoded(&Request::Save), [9]);
+        assert_eq!(encoded(&Request::Gather), [10]);
     }
 
     /// See [`every_request_is_encoded_as_ever`].

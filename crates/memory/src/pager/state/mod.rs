@@ -72,6 +72,8 @@ pub(super) struct State {
     /// Pages that came with bytes, for each huge page.
     dense: Vec<u16>,
     recorder: Recorder,
+    /// What is missing gives way to nobody.
+    is_hurried: bool,
     around: u32,
     fill: u32,
 }
@@ -95,6 +97,7 @@ impl State {
             fill_at: 0,
             dense: vec![0; end.div_ceil(HUGE) as usize],
             recorder: Recorder { most: record_pages, ..Default::default() },
+            is_hurried: false,
             around: window(around_pages),
             fill: window(fill_pages),
         }
@@ -149,7 +152,13 @@ impl State {
         None
     }
 
-    /// Claims what is expected, and then, while nobody waits for a fetch, what is missing, from the first page on.
+    /// From now on, what is missing is claimed whoever waits.
+    pub(super) fn hurry(&mut self) {
+        self.is_hurried = true;
+    }
+
+    /// Claims what is expected, and then, while nobody waits for a fetch or in a hurry, what is missing, from the first
+    /// page on.
     pub(super) fn claim_fill(&mut self, now: Instant) -> Option<Range<u32>> {
         while let Some(run) = self.expected.pop_front() {
             let Some(page) = self.first_free(run.clone()) else { continue };
@@ -161,7 +170,7 @@ impl State {
             return self.claim(page, within, Why::Expected, now);
         }
         let somebody_waits = self.queued() > 0 || self.claims.iter().any(|claim| claim.why == Why::Fault);
-        if somebody_waits {
+        if somebody_waits && !self.is_hurried {
             return None;
         }
         let page = self.first_free(self.fill_at..u32::MAX)?;

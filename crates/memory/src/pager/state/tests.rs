@@ -42,6 +42,18 @@ fn two_faults_with_one_neighbourhood_are_one_fetch() {
 }
 
 #[test]
+fn in_a_hurry_the_fill_goes_on_whoever_waits() {
+    let (mut state, now) = state(&[]);
+    state.fault(100, now);
+    assert_eq!(state.claim_fill(now), None);
+    state.hurry();
+    assert_eq!(state.claim_fill(now), Some(0..64));
+    assert_eq!(state.claim_fault(now), Some(96..112), "who waits has its own fetch");
+    assert_eq!(state.claim_fill(now), Some(64..96));
+    assert_eq!(state.claim_fill(now), Some(112..128));
+}
+
+#[test]
 fn faults_go_before_the_fill_and_what_is_expected_goes_on() {
     let (mut state, now) = state(&[(500, 1)]);
     state.fault(100, now);
