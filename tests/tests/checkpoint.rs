@@ -127,6 +127,17 @@ fn a_vm_sleeps_without_a_process_and_a_program_wakes_it_where_it_was() {
     for complaint in ["lockup", "stall", "unstable", "blocked for more than", "BUG"] {
         assert!(!since.contains(complaint), "{since}");
     }
+
+    // Forked as soon as it is awake, when most of its memory is still on its way.
+    let sum = web.sh("md5sum /bin/sh");
+    assert_eq!(daemon.pando(&["hibernate", "web"]).ok(), "web");
+    assert_eq!(daemon.pando(&["wake", "web"]).ok(), "web");
+    let (report, children) = web.fork_with(&["--count", "2"]);
+    eprintln!("its memory was there after {} µs", report.arrive_us);
+    for vm in children.iter().chain([&web]) {
+        assert_eq!(vm.read("/data/note"), "after");
+        assert_eq!(vm.sh("md5sum /bin/sh"), sum, "also what it had read before it slept");
+    }
 }
 
 /// A host whose clock is a week ahead until this is dropped; one that is not the tests' own is left alone, and some time

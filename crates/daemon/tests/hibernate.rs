@@ -80,6 +80,47 @@ async fn a_vm_sleeps_without_a_process_and_wakes_as_the_same_one() {
 }
 
 #[tokio::test]
+async fn a_vm_that_woke_just_now_is_forked_and_kept_and_falls_asleep_again() {
+    let daemon = Daemon::start().await;
+    daemon.run("web").await;
+    let fork = async || daemon.post("/vms/web/fork", json!({"children": [{}]})).await.0;
+    let keep = async || daemon.post("/vms/web/checkpoint", json!({})).await.0;
+    for _ in 0..2 {
+        assert_eq!(order(&daemon, "web", "hibernate").await, DONE);
+        assert_eq!(order(&daemon, "web", "wake").await, DONE);
+    }
+    assert_eq!(fork().await, 200);
+    assert_eq!(order(&daemon, "web", "hibernate").await, DONE);
+    assert_eq!(order(&daemon, "web", "wake").await, DONE);
+    assert_eq!(keep().await, 200);
+}
+
+#[tokio::test]
+async fn a_vm_whose_memory_does_not_come_is_stopped_by_others_while_it_is_to_be_forked() {
+    let daemon = Daemon::start().await;
+    daemon.run("far").await;
+    assert_eq!(order(&daemon, "far", "hibernate").await, DONE);
+    assert_eq!(order(&daemon, "far", "wake").await, DONE);
+    let stop = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        order(&daemon, "far", "stop").await
+    };
+    let (fork, keep) = (json!({"children": [{}]}), json!({}));
+    let (forked, kept, slept, stopped) = tokio::join!(
+        daemon.post("/vms/far/fork", fork),
+        daemon.post("/vms/far/checkpoint", keep),
+        order(&daemon, "far", "hibernate"),
+        stop
+    );
+    assert_eq!(stopped, DONE);
+    assert_eq!((forked.0.as_u16(), &forked.1["error"]), (500, &json!("cannot fork far")), "{forked:?}");
+    assert_eq!((kept.0.as_u16(), &kept.1["error"]), (500, &json!("cannot checkpoint far")), "{kept:?}");
+    assert_eq!(slept, (500, "cannot hibernate far".into()));
+    assert_eq!(daemon.get("/checkpoints").await.1, json!([]));
+    assert_eq!(daemon.vm("far").await.state, State::Stopped);
+}
+
+#[tokio::test]
 async fn a_layer_that_a_child_reads_stays_and_what_sleeps_is_removed_with_its_vm() {
     let daemon = Daemon::start().await;
     let web = daemon.run("web").await;

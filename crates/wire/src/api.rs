@@ -73,7 +73,11 @@ pub struct ChildSpec {
 pub struct ForkReport {
     /// The parent's name.
     pub parent: String,
-    /// From the arrival of the request until records, files and sockets of the children were there, in microseconds.
+    /// From the arrival of the request until all of the parent's memory was there, in microseconds: of a VM that woke just
+    /// now, some is still on its way. It runs on meanwhile.
+    #[serde(default)]
+    pub arrive_us: u64,
+    /// Then, until records, files and sockets of the children were there, in microseconds.
     pub prepare_us: u64,
     /// Then, until the parent's programs stood still, in microseconds. Absent when they did not, or not until the fork
     /// was over: a program may then have drawn the same random number in parent and child.

@@ -82,9 +82,9 @@ fn summary(report: &ForkReport) -> String {
 
 /// Where the time went: the parent's, then each child's.
 fn timings(report: &ForkReport, width: Option<usize>) -> String {
-    let mut parent = Table::new(["PARENT…", "PREPARE", "BARRIER", "PAUSE"]);
+    let mut parent = Table::new(["PARENT…", "ARRIVE", "PREPARE", "BARRIER", "PAUSE"]);
     let or_dash = |us: Option<u64>| us.map_or_else(|| "-".to_owned(), render::micros);
-    let phases = [Some(report.prepare_us), report.barrier_us, Some(report.pause_us)];
+    let phases = [Some(report.arrive_us), Some(report.prepare_us), report.barrier_us, Some(report.pause_us)];
     parent.row(std::iter::once(report.parent.clone()).chain(phases.map(or_dash)).collect());
     let mut pause = Table::new(["PARK", "SAVE", "SEAL", "FORK", "RESUME"]);
     let phases = [report.park_us, report.save_us, report.seal_us, report.fork_us, report.resume_us];
@@ -136,6 +136,7 @@ mod tests {
     fn report() -> ForkReport {
         ForkReport {
             parent: "web".to_owned(),
+            arrive_us: 90,
             prepare_us: 900,
             barrier_us: Some(700),
             pause_us: 410,
@@ -178,14 +179,14 @@ mod tests {
         assert!(warnings(&report)[0].starts_with("review.1: "));
         report.barrier_us = None;
         assert_eq!(warnings(&report).len(), 1);
-        assert!(timings(&report, Some(80)).contains("web     900 µs   -        410 µs"));
+        assert!(timings(&report, Some(80)).contains("web     90 µs   900 µs   -        410 µs"));
     }
 
     #[test]
     fn the_phases_come_in_the_order_of_their_happening() {
         let expected = "\
-PARENT  PREPARE  BARRIER  PAUSE
-web     900 µs   700 µs   410 µs
+PARENT  ARRIVE  PREPARE  BARRIER  PAUSE
+web     90 µs   900 µs   700 µs   410 µs
 
 PARK    SAVE   SEAL   FORK    RESUME
 100 µs  50 µs  10 µs  200 µs  50 µs

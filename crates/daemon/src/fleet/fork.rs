@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! daemon                                     parent          children
+//!  │ Gather ──────────────────────────────────►│ all memory is there
 //!  │ names, records, files, sockets            │
 //!  │ ForkBarrier ─────────────────────────────►│
 //!  │ Fork + one listening socket per child ───►│ pause, fork ──►│
@@ -41,6 +42,8 @@ use tokio::sync::mpsc;
 const HEARTBEAT_LIMIT: Duration = Duration::from_secs(3);
 /// How long a parent's programs may take to stand still.
 const BARRIER_LIMIT: Duration = Duration::from_secs(1);
+/// How long the memory of a VM that woke may take to be there. A monitor ends by itself when none comes for half a minute.
+const GATHER_LIMIT: Duration = Duration::from_secs(600);
 /// How long a child may take until its agent answers.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 /// The unit of `shared_pages`.
@@ -52,7 +55,8 @@ impl Fleet {
         let arrival = Instant::now();
         let count = request.children.len();
         check_count(count)?;
-        let id = self.find(name).await?.id;
+        let id = self.gathered(name, "fork").await?.id;
+        let gathered = Instant::now();
         let _turn = self.0.turns.vm(&id).await;
         let parent = self.find(&id).await?;
         if !matches!(parent.state, State::Running | State::Paused) {
@@ -66,7 +70,7 @@ impl Fleet {
         let generation = parent.generation.saturating_add(1);
         let model = Record { parent: Some(id.clone()), generation, ..parent.clone() };
         let (shared, children) = self.prepare(&model, &layers, request.children).await?;
-        let prepare_us = micros(arrival.elapsed());
+        let (arrive_us, prepare_us) = (micros(gathered - arrival), micros(gathered.elapsed()));
         let forked = self.fork_prepared(&parent, arrival, shared, children, programs.as_deref()).await;
         let Forked { timings, barrier_us, guest_gap_us, shared_pages, children } = forked?;
         if timings.expected_pages == 0
@@ -84,6 +88,7 @@ impl Fleet {
         tracing::info!(vm = id, running, count, pause_us = timings.pause_us, "forked");
         Ok(ForkReport {
             parent: parent.name,
+            arrive_us,
             prepare_us,
             barrier_us,
             pause_us: timings.pause_us,
@@ -97,6 +102,18 @@ impl Fleet {
             expected_pages: timings.expected_pages,
             children,
         })
+    }
+
+    /// The VM of this name or id, with all of its memory there if it runs, as it must be for a fork: of one that woke just
+    /// now some is still on its way. That may take long, so it is for before its turn and before its programs stand still.
+    pub(super) async fn gathered(&self, name: &str, wanted: &'static str) -> Result<Record, FleetError> {
+        let vm = self.find(name).await?;
+        if matches!(vm.state, State::Running | State::Paused) {
+            let path = self.0.paths.control_socket(&vm.id);
+            let gathered = async { Monitor::connect(&path)?.call(&Request::Gather, &[], GATHER_LIMIT).await };
+            gathered.await.map_err(|source| FleetError::Monitor { name: vm.name.clone(), wanted, source })?;
+        }
+        Ok(vm)
     }
 
     /// The layers that a child of `parent` inherits, which must leave room for one of its own.

@@ -19,7 +19,9 @@ pub(crate) fn serve(monitor: &Arc<Monitor>, connection: Connection) {
             Request::Start(start) => begin(monitor, &start, descriptors),
             Request::Fork(fork) => {
                 assert_eq!(fork.children as usize, descriptors.len());
-                if monitor.name == "no-fork" {
+                if !monitor.state.lock().unwrap().pages.is_empty() {
+                    Response::Refused(vec!["the memory of the VM is still on its way: gather it first".into()])
+                } else if monitor.name == "no-fork" {
                     Response::Refused(vec!["the disk is broken".into(), "no space left on device".into()])
                 } else {
                     descriptors.into_iter().for_each(|control| spawn_child(monitor, control));
@@ -58,7 +60,14 @@ pub(crate) fn serve(monitor: &Arc<Monitor>, connection: Connection) {
                 Response::Done
             }
             Request::Save => save(monitor, descriptors),
-            Request::Gather => Response::Done,
+            Request::Gather => {
+                // Until the process ends.
+                while monitor.name == "far" && !monitor.state.lock().unwrap().pages.is_empty() {
+                    std::thread::park();
+                }
+                monitor.state.lock().unwrap().pages.clear();
+                Response::Done
+            }
             Request::Watch => {
                 let watching = Connection::from_fd(connection.as_fd().try_clone_to_owned().unwrap());
                 monitor.state.lock().unwrap().watching.push(watching);

@@ -29,7 +29,7 @@ const BARRIER_LIMIT: Duration = Duration::from_secs(2);
 impl Fleet {
     /// Puts a running VM into the store and ends its process. After an error it runs on.
     pub(crate) async fn hibernate(&self, name: &str) -> Result<Vm, FleetError> {
-        let id = self.find(name).await?.id;
+        let id = self.gathered(name, "hibernate").await?.id;
         let _turn = self.0.turns.vm(&id).await;
         let vm = self.find(&id).await?;
         if vm.state != State::Running {

@@ -61,7 +61,7 @@ impl Fleet {
         request: CheckpointRequest,
     ) -> Result<Checkpoint, FleetError> {
         request.name.as_deref().map_or(Ok(()), names::check)?;
-        let id = self.find(name).await?.id;
+        let id = self.gathered(name, "checkpoint").await?.id;
         let _turn = self.0.turns.vm(&id).await;
         let vm = self.find(&id).await?;
         if !matches!(vm.state, State::Running | State::Paused) {
