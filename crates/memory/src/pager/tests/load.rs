@@ -161,6 +161,35 @@ impl PageSource for Whole {
     }
 }
 
+/// A source that never answers who waits, and takes its time for the others.
+struct Stuck;
+
+impl PageSource for Stuck {
+    fn chunk_pages(&self) -> u32 {
+        1
+    }
+
+    fn fetch(&self, wanted: &Wanted, fetched: &mut Fetched) -> Result<(), FetchError> {
+        if wanted.is_urgent {
+            hang();
+        }
+        thread::sleep(Duration::from_millis(20));
+        Whole.fetch(wanted, fetched)
+    }
+}
+
+#[test]
+fn in_a_hurry_the_rest_comes_while_somebody_waits() {
+    let (pager, memory, _ends) = start(lazy(8, 4), Stuck, Spec::default());
+    let waiting = reader(&memory, HIGH + 1020);
+    until("it waits", || pager.stats().faults == 1);
+    thread::sleep(A_WHILE);
+    assert!(pager.missing_pages() > 1024, "the fill gave way");
+    pager.hurry();
+    until("the rest", || pager.missing_pages() == 16);
+    assert!(!waiting.is_finished());
+}
+
 #[test]
 fn nothing_is_fetched_where_nothing_is_missing() {
     let spec = Spec { missing: Some(vec![(512, 3), (HIGH, 1)]), ..Spec::default() };
