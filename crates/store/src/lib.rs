@@ -39,7 +39,7 @@ pub use read::{Layer, Location, OpenCheckpoint, ReadError};
 pub use sizes::Sizes;
 pub use store::{CheckpointError, Store};
 #[cfg(feature = "bucket")]
-pub use transfer::{Bucket, BucketError, BucketSpec, Pulled, Pushed, SpecError, Swept};
+pub use transfer::{Bucket, BucketError, BucketSpec, Fetched, Pulled, Pushed, Said, SpecError, Swept};
 pub use transfer::{ExportError, ImportError, IntakeError};
 pub use verify::{Damage, Verified, VerifyError};
 pub use write::{LayerWriter, Tuning, WriteError, Writer};

@@ -8,6 +8,6 @@ mod file; // one stream
 mod bucket; // many objects
 
 #[cfg(feature = "bucket")]
-pub use bucket::{Bucket, BucketError, BucketSpec, Pulled, Pushed, SpecError, Swept};
+pub use bucket::{Bucket, BucketError, BucketSpec, Fetched, Pulled, Pushed, Said, SpecError, Swept};
 pub use file::{ExportError, ImportError};
 pub use intake::IntakeError;

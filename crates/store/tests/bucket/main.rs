@@ -77,6 +77,30 @@ fn a_checkpoint_comes_back_equal_and_what_is_there_is_not_sent_again() {
 }
 
 #[test]
+fn what_is_known_of_a_checkpoint_is_found_by_name_and_goes_with_it() {
+    let server = Server::start();
+    let bucket = Bucket::new(&server.spec("described")).unwrap();
+    let directory = temporary();
+    let store = Store::create(directory.path()).unwrap();
+    publish(&store, "one", 50, &numbered(50, 1)).unwrap();
+    run(async {
+        bucket.push(&store, "one").await.unwrap();
+        bucket.describe("warm", "one", b"it is warm".into()).await.unwrap();
+        bucket.describe("warm", "zero", b"it is not".into()).await.unwrap();
+        bucket.describe("warm.2", "one", b"also".into()).await.unwrap();
+        assert_eq!(bucket.described("warm").await.unwrap(), ["one", "zero"]);
+        assert_eq!(bucket.description("warm", "one").await.unwrap().unwrap(), b"it is warm");
+        assert_eq!(bucket.description("warm", "two").await.unwrap(), None);
+        assert_eq!(bucket.names_of("one").await.unwrap(), ["warm", "warm.2"]);
+        bucket.description("../warm", "one").await.unwrap_err();
+        bucket.collect().await.unwrap();
+        bucket.remove("one").await.unwrap();
+        assert_eq!(bucket.described("warm").await.unwrap(), ["zero"]);
+        assert_eq!(bucket.described("warm.2").await.unwrap(), [""; 0]);
+    });
+}
+
+#[test]
 fn two_stores_do_not_overwrite_each_others_checkpoints() {
     let server = Server::start();
     let bucket = Bucket::new(&server.spec("shared")).unwrap();

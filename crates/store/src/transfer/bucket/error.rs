@@ -3,6 +3,7 @@
 use crate::local::FileError;
 use crate::store::CheckpointError;
 use crate::transfer::IntakeError;
+use std::error::Error;
 
 /// Why a checkpoint was not pushed or pulled. What was sent before is not sent again the next time, and nothing half
 /// sent is offered to anybody.
@@ -14,7 +15,7 @@ pub enum BucketError {
         /// Which bucket.
         bucket: String,
         /// What it said.
-        source: Box<object_store::Error>,
+        source: Said,
     },
     /// There is no such bucket.
     #[error("there is no bucket {bucket}")]
@@ -22,7 +23,7 @@ pub enum BucketError {
         /// Which.
         bucket: String,
         /// What the server said.
-        source: Box<object_store::Error>,
+        source: Said,
     },
     /// The server is not there, too slow, full or broken.
     #[error("cannot {action} {object} in {bucket}")]
@@ -34,7 +35,7 @@ pub enum BucketError {
         /// Where.
         bucket: String,
         /// What happened.
-        source: Box<object_store::Error>,
+        source: Said,
     },
     /// There are no checkpoints in the bucket.
     #[error("{0} holds no checkpoints")]
@@ -83,4 +84,61 @@ pub enum BucketError {
     /// The program is ending.
     #[error("interrupted")]
     Interrupted,
+}
+
+/// What a server or the way to it said, in one line. Of a body there is only its code and message: servers repeat the
+/// request in it, headers included. Never a key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Said(String);
+
+impl Said {
+    /// The error and its causes, without `keys`.
+    pub(super) fn new(error: &(dyn Error + 'static), keys: &[&str]) -> Self {
+        let causes = std::iter::successors(Some(error), |&error| error.source()).map(ToString::to_string);
+        let mut line = String::new();
+        for cause in causes.map(|cause| without_body(&cause)) {
+            // Many repeat their cause.
+            if !line.contains(&cause) {
+                line = if line.is_empty() { cause } else { format!("{line}: {cause}") };
+            }
+        }
+        let keys = keys.iter().filter(|key| !key.is_empty());
+        Self(keys.fold(line, |line, key| line.replace(key, "…")))
+    }
+}
+
+/// In one line, with code and message for all that follows the first `<`.
+fn without_body(text: &str) -> String {
+    let (said, body) = text.split_once('<').map_or((text, ""), |(said, _)| (said, &text[said.len()..]));
+    let field = |open: &str, close: &str| Some(body.split_once(open)?.1.split_once(close)?.0);
+    let fields = [field("<Code>", "</Code>"), field("<Message>", "</Message>")];
+    let words = [Some(said)].into_iter().chain(fields).flatten().flat_map(str::split_whitespace);
+    words.collect::<Vec<_>>().join(" ").trim_end_matches(':').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[test]
+    fn a_server_that_repeats_the_request_does_not_get_a_key_into_an_error() {
+        let body = "403 Forbidden: <?xml version=\"1.0\"?>\n<Error><Code>InvalidToken</Code>\n<Message>AKID has no \
+                    TOKEN</Message><Token-0>TOKEN</Token-0><Bytes>54 4f 4b</Bytes></Error>";
+        let said = Said::new(&io::Error::other(body), &["AKID", "SECRET", "TOKEN", ""]);
+        assert_eq!(said.to_string(), "403 Forbidden: InvalidToken … has no …");
+    }
+
+    #[test]
+    fn causes_are_told_once_and_in_one_line() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot connect: refused\nby all")]
+        struct Outer(#[source] io::Error);
+        assert_eq!(Said::new(&Outer(io::Error::other("refused")), &[]).to_string(), "cannot connect: refused by all");
+        assert_eq!(
+            Said::new(&Outer(io::Error::other("away")), &[]).to_string(),
+            "cannot connect: refused by all: away"
+        );
+    }
 }

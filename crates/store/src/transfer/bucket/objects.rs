@@ -1,6 +1,7 @@
 //! Getting and putting objects, patiently.
 
-use super::error::BucketError;
+use super::describe;
+use super::error::{BucketError, Said};
 use super::spec::BucketSpec;
 use crate::format::{
     FileKind, FormatError, HEADER_BYTES, MAX_PACK_BYTES, PackIndex, index_bytes, read_index, seal, unseal,
@@ -13,8 +14,9 @@ use futures_util::TryStreamExt;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, ClientOptions, Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig,
+    BackoffConfig, ClientOptions, Error, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig,
 };
+use std::fmt;
 use std::time::Duration;
 
 /// How much of a pack is read at first, in bytes: its index is seldom longer, and a longer read takes no longer.
@@ -24,12 +26,25 @@ const BACKOFF: BackoffConfig =
     BackoffConfig { init_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(5), base: 2.0 };
 
 /// A bucket with checkpoints, or for some. Cloning is cheap.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Bucket {
     objects: std::sync::Arc<AmazonS3>,
     spec: BucketSpec,
     /// As it is called in messages.
     pub(super) name: String,
+}
+
+/// Never the keys.
+impl fmt::Debug for Bucket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Bucket({self})")
+    }
+}
+
+impl fmt::Display for Bucket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
 }
 
 impl Bucket {
@@ -56,11 +71,11 @@ impl Bucket {
         if let Some(token) = &spec.session_token {
             builder = builder.with_token(token);
         }
-        let unusable = |source| BucketError::Unreachable {
+        let unusable = |source: Error| BucketError::Unreachable {
             action: "prepare to find",
             object: "anything".to_owned(),
             bucket: name.clone(),
-            source: Box::new(source),
+            source: said(spec, &source),
         };
         let objects = builder.build().map_err(unusable)?;
         Ok(Self { objects: std::sync::Arc::new(objects), spec: spec.clone(), name })
@@ -89,20 +104,23 @@ impl Bucket {
 
     /// The objects of a folder, with their lengths. Those of other names are none of ours.
     pub(super) async fn list(&self, folder: &str) -> Result<Vec<(Name, u64)>, BucketError> {
-        let listed: Vec<_> = self
-            .objects
-            .list(Some(&self.folder(folder)))
-            .try_collect()
-            .await
-            .map_err(|error| self.error("list", folder.to_owned(), error))?;
-        let name = |object: &object_store::ObjectMeta| {
-            format!("{folder}/{}", object.location.filename()?).parse::<Name>().ok()
-        };
+        let listed = self.list_objects(folder).await?;
+        let name = |object: &ObjectMeta| format!("{folder}/{}", object.location.filename()?).parse::<Name>().ok();
         Ok(listed.iter().filter_map(|object| Some((name(object)?, object.size))).collect())
     }
 
+    /// All that lies below a folder.
+    pub(super) async fn list_objects(&self, folder: &str) -> Result<Vec<ObjectMeta>, BucketError> {
+        let listed = self.objects.list(Some(&self.folder(folder))).try_collect().await;
+        listed.map_err(|error| self.error("list", folder.to_owned(), error))
+    }
+
     pub(super) async fn delete(&self, name: &Name) -> Result<(), BucketError> {
-        self.objects.delete(&self.path(name)).await.map_err(|error| self.error("remove", name.to_string(), error))
+        self.delete_object(&name.to_string()).await
+    }
+
+    pub(super) async fn delete_object(&self, name: &str) -> Result<(), BucketError> {
+        self.objects.delete(&self.folder(name)).await.map_err(|error| self.error("remove", name.to_owned(), error))
     }
 
     /// Removes a checkpoint from it. Its packs and manifests stay until [`Bucket::collect`]:
@@ -112,6 +130,10 @@ impl Bucket {
         let name = Name::Checkpoint(checkpoint.to_owned());
         if self.size(&name).await?.is_none() {
             return Err(BucketError::Absent { checkpoint: checkpoint.to_owned(), bucket: self.name.clone() });
+        }
+        // Nobody finds it any more before it is gone.
+        for name in self.names_of(checkpoint).await? {
+            self.delete_object(&describe::object(&name, checkpoint)).await?;
         }
         self.delete(&name).await
     }
@@ -142,8 +164,13 @@ impl Bucket {
     /// All of an object, if there is one of that name. No more is read than a file of a store can have.
     pub(super) async fn get(&self, name: &Name) -> Result<Option<Vec<u8>>, BucketError> {
         let most = if let Name::Pack(_) = name { MAX_PACK_BYTES } else { MAX_OTHER_BYTES };
+        self.get_object(&name.to_string(), most).await
+    }
+
+    /// The same of an object that is no file of a store, and of at most so many bytes.
+    pub(super) async fn get_object(&self, name: &str, most: u64) -> Result<Option<Vec<u8>>, BucketError> {
         let read = async {
-            let found = self.objects.get(&self.path(name)).await?;
+            let found = self.objects.get(&self.folder(name)).await?;
             let len = found.meta.size;
             if len > most {
                 return Ok(Err(len));
@@ -152,9 +179,9 @@ impl Bucket {
         };
         match read.await {
             Ok(Ok(bytes)) => Ok(Some(bytes.into())),
-            Ok(Err(len)) => Err(BucketError::TooLong { object: name.to_string(), bucket: self.name.clone(), len }),
+            Ok(Err(len)) => Err(BucketError::TooLong { object: name.to_owned(), bucket: self.name.clone(), len }),
             Err(error @ Error::NotFound { .. }) if !is_no_bucket(&error) => Ok(None),
-            Err(error) => Err(self.error("read", name.to_string(), error)),
+            Err(error) => Err(self.error("read", name.to_owned(), error)),
         }
     }
 
@@ -188,8 +215,12 @@ impl Bucket {
     }
 
     pub(super) async fn put(&self, name: &Name, bytes: Vec<u8>) -> Result<(), BucketError> {
-        let put = self.objects.put(&self.path(name), bytes.into()).await;
-        put.map(drop).map_err(|error| self.error("write", name.to_string(), error))
+        self.put_object(&name.to_string(), bytes).await
+    }
+
+    pub(super) async fn put_object(&self, name: &str, bytes: Vec<u8>) -> Result<(), BucketError> {
+        let put = self.objects.put(&self.folder(name), bytes.into()).await;
+        put.map(drop).map_err(|error| self.error("write", name.to_owned(), error))
     }
 
     fn path(&self, name: &Name) -> Path {
@@ -204,15 +235,21 @@ impl Bucket {
     }
 
     fn error(&self, action: &'static str, object: String, source: Error) -> BucketError {
-        let bucket = self.name.clone();
+        let (bucket, said) = (self.name.clone(), said(&self.spec, &source));
         match source {
             Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
-                BucketError::Refused { bucket, source: Box::new(source) }
+                BucketError::Refused { bucket, source: said }
             }
-            Error::NotFound { .. } => BucketError::NoBucket { bucket, source: Box::new(source) },
-            _ => BucketError::Unreachable { action, object, bucket, source: Box::new(source) },
+            Error::NotFound { .. } => BucketError::NoBucket { bucket, source: said },
+            _ => BucketError::Unreachable { action, object, bucket, source: said },
         }
     }
+}
+
+/// What `error` says to whoever is told, who may be somebody else than who has the keys.
+fn said(spec: &BucketSpec, error: &Error) -> Said {
+    let token = spec.session_token.as_deref().unwrap_or_default();
+    Said::new(error, &[token, &spec.secret_key, &spec.access_key])
 }
 
 /// A server tells a missing bucket from a missing object only by a word in its answer.

@@ -4,6 +4,7 @@ use super::AT_ONCE;
 use super::error::BucketError;
 use super::objects::Bucket;
 use super::push::{blocking, needs};
+use crate::format::Checkpoint;
 use crate::store::Store;
 use crate::transfer::intake::{Intake, IntakeError};
 use crate::transfer::names::Name;
@@ -21,11 +22,33 @@ pub struct Pulled {
     pub bytes: u64,
 }
 
+/// Everything that a checkpoint needs, here. Without [`Fetched::keep`] it is garbage.
+#[must_use]
+pub struct Fetched {
+    intake: Arc<Intake>,
+    checkpoint: Checkpoint,
+    pulled: Pulled,
+}
+
+impl Fetched {
+    /// Makes it a checkpoint of the store. When this returns, it is there in full and durable; if it is dropped meanwhile,
+    /// that may still happen.
+    pub async fn keep(self) -> Result<Pulled, BucketError> {
+        blocking(move || self.intake.checkpoint(&self.checkpoint)).await??;
+        Ok(self.pulled)
+    }
+}
+
 impl Bucket {
-    /// Fetches a checkpoint and everything it needs, checking every byte before it is believed. What is here is not
-    /// fetched again, as long as garbage collection does not take what a pull that was cut off left. When this returns,
-    /// the checkpoint is here in full and durable.
+    /// Fetches a checkpoint and everything it needs, and keeps it.
     pub async fn pull(&self, store: &Store, checkpoint: &str) -> Result<Pulled, BucketError> {
+        self.fetch(store, checkpoint).await?.keep().await
+    }
+
+    /// Fetches a checkpoint and everything it needs, checking every byte before it is believed. What is here is not
+    /// fetched again, as long as garbage collection does not take what a pull that was cut off left. May be dropped
+    /// meanwhile.
+    pub async fn fetch(&self, store: &Store, checkpoint: &str) -> Result<Fetched, BucketError> {
         let stored = self.stored_checkpoint(checkpoint).await?;
         let here = store.clone();
         let intake = Arc::new(blocking(move || Intake::begin(&here)).await??);
@@ -46,8 +69,7 @@ impl Bucket {
                 let _ = blocking(move || intake.working_set(id, &file)).await?;
             }
         }
-        blocking(move || intake.checkpoint(&stored.checkpoint)).await??;
-        Ok(pulled)
+        Ok(Fetched { intake, checkpoint: stored.checkpoint, pulled })
     }
 
     /// Fetches a file unless it is here. Its length, if it was fetched.

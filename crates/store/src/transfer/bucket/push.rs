@@ -77,10 +77,10 @@ impl Bucket {
 
     /// How many packs and manifests a checkpoint of the bucket has there; `None` if one is not there.
     async fn count_if_whole(&self, there: &StoredCheckpoint) -> Result<Option<usize>, BucketError> {
-        let names = needs(there);
-        let sizes = stream::iter(&names).map(|name| self.size(name)).buffer_unordered(AT_ONCE);
-        let are_there: Vec<_> = sizes.try_collect().await?;
-        Ok(are_there.iter().all(Option::is_some).then_some(names.len()))
+        let names = stream::iter(needs(there));
+        let sizes = names.map(|name| async move { self.size(&name).await }).buffer_unordered(AT_ONCE);
+        let sizes: Vec<_> = sizes.try_collect().await?;
+        Ok(sizes.iter().all(Option::is_some).then_some(sizes.len()))
     }
 
     /// What is there under this name must be this checkpoint, though perhaps in other packs.

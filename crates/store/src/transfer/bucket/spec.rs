@@ -32,6 +32,9 @@ pub enum SpecError {
     /// It is called otherwise.
     #[error("{0:?} is no bucket: s3://bucket/prefix is expected")]
     Url(String),
+    /// The server is not named in a way that can be used.
+    #[error("{0:?} is no server: http://address or https://address is expected")]
+    Endpoint(String),
     /// Nobody said who asks.
     #[error("there are no credentials for s3://{bucket}: {variable} is not set")]
     Credentials {
@@ -58,10 +61,14 @@ impl BucketSpec {
         let needed = |name: &'static str| {
             variable(name).ok_or_else(|| SpecError::Credentials { bucket: bucket.to_owned(), variable: name })
         };
+        let endpoint = variable("AWS_ENDPOINT_URL");
+        if let Some(wrong) = endpoint.as_ref().filter(|endpoint| !is_server(endpoint)) {
+            return Err(SpecError::Endpoint(wrong.clone()));
+        }
         Ok(Self {
             bucket: bucket.to_owned(),
             prefix: prefix.to_owned(),
-            endpoint: variable("AWS_ENDPOINT_URL"),
+            endpoint,
             region: variable("AWS_REGION").unwrap_or_else(|| "us-east-1".to_owned()),
             access_key: needed("AWS_ACCESS_KEY_ID")?,
             secret_key: needed("AWS_SECRET_ACCESS_KEY")?,
@@ -70,6 +77,13 @@ impl BucketSpec {
             patience: Duration::from_secs(120),
         })
     }
+}
+
+/// Whether this is a scheme and a place. A name and a password before the place would get into messages.
+fn is_server(endpoint: &str) -> bool {
+    let place = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://")).unwrap_or_default();
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]/".contains(&byte);
+    !place.starts_with(['/', ':']) && !place.is_empty() && place.bytes().all(is_plain)
 }
 
 impl fmt::Display for BucketSpec {
@@ -103,6 +117,22 @@ mod tests {
         assert_eq!(spec("s3://bucket/a/b/"), Ok(("bucket".into(), "a/b".into())));
         for wrong in ["bucket", "s3://", "s3:///x", "s3://a b", "s3://a/../b", "s3://a/b//c", "http://a/b"] {
             assert_eq!(spec(wrong), Err(SpecError::Url(wrong.into())));
+        }
+    }
+
+    #[test]
+    fn a_server_is_a_scheme_and_a_place_without_a_password() {
+        let spec = |endpoint: &str| {
+            BucketSpec::new("s3://bucket", |name| match name {
+                "AWS_ENDPOINT_URL" => Some(endpoint.to_owned()),
+                name => variable(name),
+            })
+        };
+        for right in ["http://127.0.0.1:9000", "https://s3.example.org/", "http://[::1]:9000"] {
+            assert_eq!(spec(right).unwrap().endpoint.as_deref(), Some(right));
+        }
+        for wrong in ["", "127.0.0.1:9000", "ftp://a", "http://", "http:///x", "http://me:secret@a", "http://a b"] {
+            assert_eq!(spec(wrong).unwrap_err(), SpecError::Endpoint(wrong.into()));
         }
     }
 
