@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Every route, for a reader of this file and against the document.
-const ROUTES: [&str; 30] = [
+const ROUTES: [&str; 32] = [
     "DELETE /checkpoints/{name}",
     "DELETE /images/{digest}",
     "DELETE /vms/{name}",
@@ -32,9 +32,11 @@ const ROUTES: [&str; 30] = [
     "GET /vms/{name}/agent",
     "GET /vms/{name}/logs",
     "POST /checkpoints",
+    "POST /checkpoints/{name}/push",
     "POST /checkpoints/{name}/run",
     "POST /images",
     "POST /store/collect",
+    "POST /store/pull",
     "POST /store/verify",
     "POST /vms",
     "POST /vms/{name}/checkpoint",

@@ -4,6 +4,7 @@ use crate::agent::AgentError;
 use crate::db::{DbError, state_name};
 use crate::monitor::MonitorError;
 use pando_guest::import::ImportError;
+use pando_store::BucketError;
 use pando_wire::api::State;
 use pando_wire::control::VERSION;
 use std::error::Error;
@@ -35,9 +36,27 @@ pub(crate) enum FleetError {
     /// The checkpoint is neither in memory nor in the store.
     #[error("nothing can be run from {0}: it could not be stored, and its seed is gone")]
     NotStored(String),
-    /// The store does not have the checkpoint, so there is nothing to be exported.
-    #[error("cannot export {0}: it is not stored")]
-    Unstored(String),
+    /// The store does not have the checkpoint, so there is nothing to be sent.
+    #[error("cannot {wanted} {name}: it is not stored")]
+    Unstored {
+        /// Which checkpoint.
+        name: String,
+        /// What was asked, as an infinitive.
+        wanted: &'static str,
+    },
+    /// A bucket does not take or give a checkpoint.
+    #[error("cannot {wanted} {name}")]
+    Bucket {
+        /// Which checkpoint.
+        name: String,
+        /// What was asked, as an infinitive.
+        wanted: &'static str,
+        /// The cause.
+        source: Box<BucketError>,
+    },
+    /// Whoever asked for it went away meanwhile.
+    #[error("nobody waits for it any more")]
+    Abandoned,
     /// What was sent cannot become a checkpoint.
     #[error("cannot import the checkpoint")]
     NoExport(#[source] Box<dyn Error + Send + Sync>),

@@ -8,8 +8,13 @@ use crate::images::Incoming;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
-use pando_wire::api::{Checkpoint, CheckpointRequest, CheckpointRunReport, Collected, Error, ForkRequest, Verified};
+use pando_wire::api::{
+    Checkpoint, CheckpointRequest, CheckpointRunReport, Collected, Error, ForkRequest, PullRequest, Pulled,
+    PushRequest, Pushed, Verified,
+};
 use serde::Deserialize;
+use std::convert::Infallible;
+use tokio::sync::oneshot;
 use utoipa::IntoParams;
 
 /// All checkpoints, oldest first.
@@ -136,6 +141,55 @@ pub(super) async fn import(
     let importing = to_its_end(async move { fleet.import_checkpoint(options.name, incoming).await });
     let (checkpoint, ()) = tokio::join!(importing, upload(body, sender));
     Ok(Json(checkpoint?))
+}
+
+/// Send a checkpoint that is stored to a bucket: what the daemon knows of it, and all that it needs of the store, but not
+/// the image. What is there is not sent again. It is offered there when all of it is there; a client that goes away ends it.
+#[utoipa::path(
+    post,
+    path = "/checkpoints/{name}/push",
+    params(("name" = String, Path, description = "Its name or id")),
+    request_body = PushRequest,
+    responses(
+        (status = 200, body = Pushed),
+        (status = 400, body = Error, description = "The bucket cannot be called that"),
+        (status = 403, body = Error, description = "The bucket refuses these keys"),
+        (status = 404, body = Error, description = "There is no such checkpoint, or no such bucket"),
+        (status = 409, body = Error, description = "It is not stored, or another one is there with its id"),
+        (status = 502, body = Error, description = "The bucket's server is away, full or broken"),
+    )
+)]
+pub(super) async fn push(
+    State(fleet): State<Fleet>,
+    Name(name): Name,
+    Body(request): Body<PushRequest>,
+) -> Result<Json<Pushed>, Failure> {
+    Ok(Json(fleet.push_checkpoint(&name, request).await?))
+}
+
+/// Fetch a checkpoint from a bucket. Every byte is checked, and what is here is not fetched again. It is here in full then,
+/// or not at all; a client that goes away ends it. The image that it needs must be here.
+#[utoipa::path(
+    post,
+    path = "/store/pull",
+    request_body = PullRequest,
+    responses(
+        (status = 200, body = Pulled),
+        (status = 400, body = Error, description = "A name cannot be one, or what is known of it there is damaged"),
+        (status = 403, body = Error, description = "The bucket refuses these keys"),
+        (status = 404, body = Error, description = "There is no such checkpoint there, or no such bucket"),
+        (status = 409, body = Error, description = "The image is missing, the name is taken, or it is here already"),
+        (status = 502, body = Error, description = "The bucket's server is away or broken, or what lies there is damaged"),
+    )
+)]
+pub(super) async fn pull(
+    State(fleet): State<Fleet>,
+    Body(request): Body<PullRequest>,
+) -> Result<Json<Pulled>, Failure> {
+    // Dropped with this future, when the client goes away.
+    let (_asking, gone) = oneshot::channel::<Infallible>();
+    let gone = async move { drop(gone.await) };
+    to_its_end(async move { fleet.pull_checkpoint(request, gone).await }).await.map(Json)
 }
 
 /// Take back the room of what no checkpoint needs.

@@ -5,6 +5,7 @@ use crate::fleet::FleetError;
 use axum::http::StatusCode;
 use axum::http::header::WWW_AUTHENTICATE;
 use axum::response::{IntoResponse, Response};
+use pando_store::{BucketError, CheckpointError, IntakeError};
 use pando_wire::api;
 
 pub(super) use axum::Json;
@@ -54,7 +55,7 @@ impl From<FleetError> for Failure {
             FleetError::NameTaken(_)
             | FleetError::CheckpointTaken(_)
             | FleetError::NotStored(_)
-            | FleetError::Unstored(_)
+            | FleetError::Unstored { .. }
             | FleetError::NeedsImage { .. }
             | FleetError::State { .. }
             | FleetError::Foreign { .. }
@@ -66,17 +67,42 @@ impl From<FleetError> for Failure {
             FleetError::NoKvm { .. } | FleetError::NoRoom { .. } | FleetError::Agent { .. } => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
+            FleetError::Bucket { source, .. } => of_bucket(source),
             FleetError::ExecLate { .. } => StatusCode::GATEWAY_TIMEOUT,
             FleetError::Boot { .. }
             | FleetError::Monitor { .. }
             | FleetError::Host { .. }
             | FleetError::Db(_)
+            | FleetError::Abandoned // which nobody hears
             | FleetError::CutShort => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if status == StatusCode::INTERNAL_SERVER_ERROR {
             tracing::error!(error = error.in_one_line(), "a request was not done");
         }
         Self { status, because: error.because(), error: error.to_string() }
+    }
+}
+
+/// By whose fault a bucket does not take or give something.
+fn of_bucket(error: &BucketError) -> StatusCode {
+    match error {
+        BucketError::Refused { .. } => StatusCode::FORBIDDEN,
+        BucketError::NoBucket { .. }
+        | BucketError::NoStore(_)
+        | BucketError::Absent { .. }
+        | BucketError::Checkpoint(CheckpointError::Absent(_)) => StatusCode::NOT_FOUND,
+        BucketError::Exists { .. } | BucketError::Intake(IntakeError::Exists(_)) => StatusCode::CONFLICT,
+        BucketError::Unreachable { .. }
+        | BucketError::TooLong { .. }
+        | BucketError::Intake(
+            IntakeError::Damaged { .. } | IntakeError::Newer { .. } | IntakeError::Incomplete { .. },
+        ) => StatusCode::BAD_GATEWAY,
+        BucketError::TooLarge(_)
+        | BucketError::Intake(IntakeError::File(_) | IntakeError::Decompress(_))
+        | BucketError::Checkpoint(_)
+        | BucketError::File(_)
+        | BucketError::Runtime(_)
+        | BucketError::Interrupted => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

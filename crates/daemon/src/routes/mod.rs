@@ -58,6 +58,8 @@ fn of_fleet() -> OpenApiRouter<Fleet> {
         .routes(routes!(checkpoints::get, checkpoints::remove))
         .routes(routes!(checkpoints::run))
         .routes(routes!(checkpoints::export))
+        .routes(routes!(checkpoints::push))
+        .routes(routes!(checkpoints::pull))
         .routes(routes!(checkpoints::collect))
         .routes(routes!(checkpoints::verify))
         .routes(routes!(events::list));

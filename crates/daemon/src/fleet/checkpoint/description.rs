@@ -1,5 +1,6 @@
-//! What goes ahead of a checkpoint's pages in an export: all that a daemon knows of it, and the store does not. It comes
-//! first, so that what cannot be taken is refused before anything is read.
+//! What a daemon knows of a checkpoint, and the store does not, on its way to another daemon: ahead of the pages in an
+//! export, and beside the checkpoint in a bucket. It is read first, so that what cannot be taken is refused before pages
+//! are.
 
 use super::super::error::FleetError;
 use super::super::names;
@@ -17,7 +18,7 @@ const FORMAT: u32 = 1;
 /// The longest description, in bytes: it is held in memory.
 const MAX_BYTES: u32 = 4 << 20;
 
-/// Why what was sent is not imported.
+/// Why what was sent or lies in a bucket is not taken.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DescriptionError {
     /// It ends early, or does not arrive.
@@ -27,10 +28,10 @@ pub(super) enum DescriptionError {
     #[error("this is no export of a checkpoint")]
     NotOurs,
     /// A later build wrote it.
-    #[error("the export is of format {0}, and this build reads up to {FORMAT}: a newer pando is needed")]
+    #[error("its description is of format {0}, and this build reads up to {FORMAT}: a newer pando is needed")]
     Newer(u32),
     /// A bit of it is another one, or it says what cannot be.
-    #[error("the export's description is damaged")]
+    #[error("its description is damaged")]
     Damaged,
 }
 
@@ -140,11 +141,24 @@ impl Description {
         if description.is_possible() { Ok(description) } else { Err(DescriptionError::Damaged) }
     }
 
+    /// Reads one that is all of `bytes`.
+    pub(super) fn read_whole(mut bytes: &[u8]) -> Result<Self, DescriptionError> {
+        match Self::read(&mut bytes) {
+            Ok(description) if bytes.is_empty() => Ok(description),
+            Err(newer @ DescriptionError::Newer(_)) => Err(newer),
+            _ => Err(DescriptionError::Damaged),
+        }
+    }
+
     /// Whether this daemon could have written it. Its id is the name of files here.
     fn is_possible(&self) -> bool {
-        let is_id = |id: &str| Uuid::try_parse(id).is_ok_and(|uuid| uuid.to_string() == id);
         is_id(&self.id) && is_id(&self.vm) && names::check(&self.name).is_ok() && self.cpus > 0
     }
+}
+
+/// Whether this is a checkpoint's or VM's id, as daemons write it.
+pub(super) fn is_id(id: &str) -> bool {
+    Uuid::try_parse(id).is_ok_and(|uuid| uuid.to_string() == id)
 }
 
 fn number(stream: &mut impl Read) -> Result<u32, DescriptionError> {
@@ -202,6 +216,21 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(Description::read(&mut &flipped[..]).is_err(), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn an_object_is_one_description_and_nothing_else() {
+        let written = example();
+        let whole = written.write().unwrap();
+        assert_eq!(Description::read_whole(&whole).unwrap(), written);
+        let longer = [&whole[..], b"x"].concat();
+        for wrong in [&longer[..], &whole[1..], b"", &whole[..whole.len() - 1]] {
+            assert!(matches!(Description::read_whole(wrong), Err(DescriptionError::Damaged)));
+        }
+        let mut newer = whole;
+        newer[MARK.len()] = 2;
+        let refused = Description::read_whole(&newer).unwrap_err().to_string();
+        assert_eq!(refused, "its description is of format 2, and this build reads up to 1: a newer pando is needed");
     }
 
     #[test]

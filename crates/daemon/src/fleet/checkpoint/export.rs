@@ -25,7 +25,7 @@ impl Fleet {
     ) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + use<>, FleetError> {
         let checkpoint = self.find_checkpoint(name).await?;
         if self.kept(&checkpoint.id).await? != Kept::Whole {
-            return Err(FleetError::Unstored(checkpoint.name));
+            return Err(FleetError::Unstored { name: checkpoint.name, wanted: "export" });
         }
         let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
         let store = self.0.paths.store();

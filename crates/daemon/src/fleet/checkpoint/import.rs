@@ -44,7 +44,11 @@ impl Fleet {
     }
 
     /// Makes the row of a checkpoint that arrives.
-    async fn reserve(&self, description: Description, name: Option<String>) -> Result<db::Checkpoint, FleetError> {
+    pub(super) async fn reserve(
+        &self,
+        description: Description,
+        name: Option<String>,
+    ) -> Result<db::Checkpoint, FleetError> {
         // Until there is a row that needs it, the image could be removed.
         let _images = self.0.turns.images().await;
         if let Some(same) = self.0.db.checkpoint(&description.id).await? {
@@ -70,15 +74,20 @@ impl Fleet {
             if names != [id.as_str()] {
                 return Err(FleetError::NoExport(Mismatch::Names.into()));
             }
-            let (memory, disks) = sizes(store, &id)?;
-            match (memory, &disks[..]) {
-                // All addresses up to its end are stored: more than it has where there is a hole for devices.
-                (Some(memory), [disk]) if memory >= memory_bytes => Ok(memory + disk),
-                _ => Err(FleetError::NoExport(Mismatch::Sizes.into())),
-            }
+            logical_bytes(store, &id, memory_bytes)
         });
         let outcome = Outcome::Stored { logical_bytes: Some(logical.await?), stored_bytes: None };
         Ok(self.0.db.checkpoint_became(checkpoint, outcome).await?)
+    }
+}
+
+/// How long memory and disk of a checkpoint are in the store, which are what a VM with so much memory has.
+pub(super) fn logical_bytes(store: &Store, id: &str, memory_bytes: u64) -> Result<u64, FleetError> {
+    let (memory, disks) = sizes(store, id)?;
+    match (memory, &disks[..]) {
+        // All addresses up to its end are stored: more than it has where there is a hole for devices.
+        (Some(memory), [disk]) if memory >= memory_bytes => Ok(memory + disk),
+        _ => Err(FleetError::NoExport(Mismatch::Sizes.into())),
     }
 }
 

@@ -11,10 +11,13 @@
 //! store has its checkpoint, unless somebody removes that. Whether a checkpoint is stored, the store says.
 
 mod adopt; // finding the checkpoints of an earlier daemon
+mod bucket; // where others find them
 mod cold; // VMs from the store
-mod description; // what an export says ahead of the pages
+mod description; // what a daemon knows of one, on its way
 mod export; // one leaves
 mod import; // one arrives
+mod pull; // one is fetched from a bucket
+mod push; // one is sent to a bucket
 mod hibernate; // a VM falls asleep in the store
 mod run; // VMs from a checkpoint
 mod save; // a seed is written into the store
