@@ -1,7 +1,7 @@
 //! checkpoint, and run --from.
 
 use crate::daemon::Daemon;
-use crate::pando::{is, run};
+use crate::pando::{Outcome, is, run, wait, with};
 use serde_json::{Value, json};
 
 fn checkpoint(state: &str, problem: Value) -> String {
@@ -81,6 +81,68 @@ fn an_import_sends_the_file_and_prints_the_name() {
     assert_eq!(asked[1].what, "POST /checkpoints?name=a");
     let gone = run(&daemon, &["checkpoint", "import", "/no/such/file"]);
     assert!(gone.code == 1 && gone.stderr.starts_with("error: cannot read /no/such/file\n"), "{gone:?}");
+}
+
+const KEYS: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "AKID"), ("AWS_SECRET_ACCESS_KEY", "SECRET")];
+
+fn run_with(daemon: &Daemon, arguments: &[&str], variables: &[(&str, &str)]) -> Outcome {
+    wait(with(daemon, arguments).envs(variables.iter().copied()).spawn().unwrap())
+}
+
+#[test]
+fn a_push_sends_the_keys_of_the_environment_and_tells_what_was_sent() {
+    let daemon = Daemon::saying(200, &json!({"sent": 3, "sent_bytes": 2048, "there": 4}).to_string());
+    let push = ["checkpoint", "push", "warm", "s3://team/pando"];
+    let told = is(0, "2 KiB sent in 3 files, 4 were there\n", "");
+    assert_eq!(run_with(&daemon, &push, &KEYS), told);
+    let more = [("AWS_SESSION_TOKEN", "TOKEN"), ("AWS_REGION", "north"), ("AWS_ENDPOINT_URL", "http://a")];
+    let all = [&KEYS[..], &more].concat();
+    assert_eq!(run_with(&daemon, &push, &all), told);
+    let options = [&push[..], &["--endpoint", "http://b", "--region", "south"]].concat();
+    assert_eq!(run_with(&daemon, &options, &all), told);
+    let asked = daemon.asked();
+    let bucket = |token: Value, region: Value, endpoint: Value| {
+        json!({"bucket": {
+            "url": "s3://team/pando", "endpoint": endpoint, "region": region, "access_key_id": "AKID",
+            "secret_access_key": "SECRET", "session_token": token,
+        }})
+    };
+    let bodies = asked.iter().map(|asked| serde_json::from_slice::<Value>(&asked.body).unwrap());
+    let expected = [
+        bucket(Value::Null, Value::Null, Value::Null),
+        bucket("TOKEN".into(), "north".into(), "http://a".into()),
+        bucket("TOKEN".into(), "south".into(), "http://b".into()),
+    ];
+    assert_eq!(bodies.collect::<Vec<_>>(), expected);
+    assert_eq!(daemon.asked_for(), ["POST /checkpoints/warm/push"; 3]);
+}
+
+#[test]
+fn without_keys_nobody_is_asked() {
+    let daemon = Daemon::saying(200, "");
+    let said = "error: there are no credentials for s3://team: AWS_ACCESS_KEY_ID is not set\n";
+    assert_eq!(run(&daemon, &["checkpoint", "push", "warm", "s3://team"]), is(2, "", said));
+    let empty = [KEYS[0], ("AWS_SECRET_ACCESS_KEY", "")];
+    let said = "error: there are no credentials for s3://team: AWS_SECRET_ACCESS_KEY is not set\n";
+    assert_eq!(run_with(&daemon, &["checkpoint", "pull", "s3://team", "warm"], &empty), is(2, "", said));
+    assert_eq!(daemon.asked_for(), [""; 0]);
+}
+
+#[test]
+fn a_pull_prints_the_name_and_what_was_fetched() {
+    let arrived: Value = serde_json::from_str(&checkpoint("stored", Value::Null)).unwrap();
+    let body = json!({"checkpoint": arrived, "fetched": 3, "fetched_bytes": 2048, "here": 0});
+    let daemon = Daemon::saying(200, &body.to_string());
+    let pull = ["checkpoint", "pull", "s3://team", "cold", "--name", "warm"];
+    assert_eq!(run_with(&daemon, &pull, &KEYS), is(0, "warm\n", "2 KiB fetched in 3 files, 0 were here\n"));
+    let asked = &daemon.asked()[0];
+    let sent: Value = serde_json::from_slice(&asked.body).unwrap();
+    assert_eq!((asked.what.as_str(), &sent["checkpoint"]), ("POST /store/pull", &json!("cold")));
+    assert_eq!((&sent["name"], &sent["bucket"]["url"]), (&json!("warm"), &json!("s3://team")));
+    let refused =
+        Daemon::saying(404, r#"{"error":"cannot pull cold","because":["no checkpoint in s3://team is called cold"]}"#);
+    let said = "error: cannot pull cold\n  because: no checkpoint in s3://team is called cold\n";
+    assert_eq!(run_with(&refused, &pull, &KEYS), is(3, "", said));
 }
 
 #[test]

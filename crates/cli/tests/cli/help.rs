@@ -4,7 +4,7 @@ use crate::pando::{command, wait};
 use std::fs;
 use std::path::Path;
 
-const COMMANDS: [&str; 35] = [
+const COMMANDS: [&str; 37] = [
     "",
     "run",
     "fork",
@@ -15,6 +15,8 @@ const COMMANDS: [&str; 35] = [
     "checkpoint rm",
     "checkpoint export",
     "checkpoint import",
+    "checkpoint push",
+    "checkpoint pull",
     "checkpoint verify",
     "checkpoint gc",
     "ls",

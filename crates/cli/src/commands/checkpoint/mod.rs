@@ -1,10 +1,13 @@
 //! `pando checkpoint`.
 
+mod bucket; // where others find them
 mod create; // keep a VM
 mod export; // one leaves
 mod gc; // take back room
 mod import; // one arrives
 mod inspect; // everything about one
+mod pull; // one is fetched from a bucket
+mod push; // one is sent to a bucket
 mod ls; // which there are
 mod rm; // remove some
 mod verify; // read all, check all
@@ -44,6 +47,8 @@ enum Command {
     Rm(rm::Args),
     Export(export::Args),
     Import(import::Args),
+    Push(push::Args),
+    Pull(pull::Args),
     Verify(verify::Args),
     Gc(gc::Args),
 }
@@ -64,6 +69,8 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failu
         Command::Rm(args) => rm::run(args, context).await,
         Command::Export(args) => export::run(args, context).await,
         Command::Import(args) => import::run(args, context).await,
+        Command::Push(args) => push::run(args, context).await,
+        Command::Pull(args) => pull::run(args, context).await,
         Command::Verify(args) => verify::run(args, context).await,
         Command::Gc(args) => gc::run(args, context).await,
     }
