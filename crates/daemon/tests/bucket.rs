@@ -11,7 +11,7 @@ mod server;
 mod support;
 
 use hyper::{Method, Request};
-use pando_store::{BucketSpec, Store};
+use pando_store::{Bucket, BucketSpec, Store};
 use pando_wire::api::Checkpoint;
 use proxy::{Mood, Proxy};
 use serde_json::{Value, json};
@@ -175,7 +175,8 @@ async fn what_is_not_stored_is_not_pushed() {
     daemon.run("unsavable").await;
     daemon.post("/vms/unsavable/checkpoint", json!({"name": "warm"})).await;
     eventually("it failed", async || daemon.get("/checkpoints/warm").await.1["state"] == "failed").await;
-    let nowhere = json!({"url": "s3://bucket", "access_key_id": "a", "secret_access_key": "b"});
+    let nowhere =
+        json!({"url": "s3://bucket", "endpoint": "http://127.0.0.1:9", "access_key_id": "a", "secret_access_key": "b"});
     let (status, refused) = push(&daemon, "warm", &nowhere).await;
     assert_eq!((status, &refused["error"]), (409, &json!("cannot push warm: it is not stored")));
 }
@@ -185,7 +186,7 @@ async fn a_server_that_dies_meanwhile_leaves_nothing_that_is_offered() {
     let mut server = Server::start();
     let (pushes, pulls) = (Proxy::before(&server), Proxy::before(&server));
     let (half, whole) = (bucket(server.spec("half")), bucket(server.spec("whole")));
-    let (from, _) = with_checkpoint("warm").await;
+    let (from, made) = with_checkpoint("warm").await;
     let to = with_image().await;
     let before = kept(&to).await;
     assert_eq!(push(&from, "warm", &whole).await.0, 200);
@@ -203,7 +204,8 @@ async fn a_server_that_dies_meanwhile_leaves_nothing_that_is_offered() {
     assert_refused(pushed, 502, "cannot push warm", "cannot ");
     assert_refused(pulled, 502, "cannot pull warm", "cannot read ");
     assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
-    assert_eq!(pull(&to, "warm", &half).await.0, 404);
+    let (status, refused) = pull(&to, "warm", &half).await;
+    assert!(status == 404 && !refused.to_string().contains(&made.id), "nobody knows of it there: {refused}");
     assert_eq!(kept(&to).await, before);
 
     server.kill();
@@ -235,6 +237,47 @@ async fn damage_in_the_bucket_is_refused_and_leaves_no_checkpoint() {
     assert_refused(pull(&to, "warm", &bucket).await, 400, "cannot import the checkpoint", cause);
     assert_eq!(kept(&to).await, before);
     push(&from, "warm", &bucket).await;
+    assert_eq!(pull(&to, "warm", &bucket).await.0, 200);
+}
+
+/// What a daemon knows of a checkpoint, changed, as it lies in a bucket.
+async fn description(bucket: &Bucket, name: &str, id: &str, change: impl FnOnce(&mut Value)) -> Vec<u8> {
+    const JSON_AT: usize = 56;
+    let whole = bucket.description(name, id).await.unwrap().unwrap();
+    let mut said: Value = serde_json::from_slice(&whole[JSON_AT..]).unwrap();
+    change(&mut said);
+    let json = said.to_string().into_bytes();
+    let len = u32::try_from(json.len()).unwrap().to_le_bytes();
+    [&whole[..20], &len, blake3::hash(&json).as_bytes(), &json].concat()
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_has_less_memory_than_is_said_of_it_is_refused_and_leaves_no_checkpoint() {
+    let server = Server::start();
+    let (there, bucket) = (Bucket::new(&server.spec("less")).unwrap(), bucket(server.spec("less")));
+    let (from, made) = with_checkpoint("warm").await;
+    push(&from, "warm", &bucket).await;
+    let to = with_image().await;
+    let before = kept(&to).await;
+    let lie = description(&there, "warm", &made.id, |said| said["memory_bytes"] = json!(1_u64 << 40)).await;
+    there.describe("warm", &made.id, lie).await.unwrap();
+    let cause = "its memory or disk is not of the size that it says";
+    assert_refused(pull(&to, "warm", &bucket).await, 400, "cannot import the checkpoint", cause);
+    assert_eq!(kept(&to).await, before);
+}
+
+#[tokio::test]
+async fn what_is_said_of_another_checkpoint_is_damage() {
+    let server = Server::start();
+    let (there, bucket) = (Bucket::new(&server.spec("other")).unwrap(), bucket(server.spec("other")));
+    let (from, made) = with_checkpoint("warm").await;
+    push(&from, "warm", &bucket).await;
+    let other = "01a21525-7bb9-713e-ad29-9c7acbd81b35";
+    let same = description(&there, "warm", &made.id, |_| ()).await;
+    there.describe("other", other, same).await.unwrap();
+    let to = with_image().await;
+    let cause = "its description is damaged";
+    assert_refused(pull(&to, "other", &bucket).await, 400, "cannot import the checkpoint", cause);
     assert_eq!(pull(&to, "warm", &bucket).await.0, 200);
 }
 
