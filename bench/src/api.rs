@@ -124,6 +124,7 @@ impl Daemon {
             cwd: None,
             user: None,
             kernel: None,
+            idle_timeout_ms: None,
         };
         self.call("POST", "/vms", &request)
     }

@@ -1,8 +1,8 @@
-//! Names of VMs and checkpoints for the shell. Nothing is started for it, and a daemon that is slow is not waited for.
+//! Names of VMs, checkpoints and settings for the shell. Nothing is started for it, and a daemon that is slow is not waited for.
 
 use crate::client::Client;
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, PathCompleter, ValueCompleter};
-use pando_wire::api::{Checkpoint, Vm};
+use pando_wire::api::{Checkpoint, Setting, Vm};
 use serde::de::DeserializeOwned;
 use std::ffi::OsStr;
 use std::time::Duration;
@@ -36,6 +36,16 @@ pub(crate) fn checkpoint() -> ArgValueCompleter {
         let all: Vec<Checkpoint> = list("/checkpoints").unwrap_or_default();
         let all = all.into_iter().filter(|checkpoint| checkpoint.name.starts_with(&*typed));
         all.map(|checkpoint| CompletionCandidate::new(checkpoint.name).help(Some(checkpoint.vm.into()))).collect()
+    })
+}
+
+/// Completes the name of a setting.
+pub(crate) fn setting() -> ArgValueCompleter {
+    ArgValueCompleter::new(|typed: &OsStr| {
+        let typed = typed.to_string_lossy();
+        let all: Vec<Setting> = list("/settings").unwrap_or_default();
+        let all = all.into_iter().filter(|setting| setting.key.starts_with(&*typed));
+        all.map(|setting| CompletionCandidate::new(setting.key).help(Some(setting.about.into()))).collect()
     })
 }
 

@@ -48,17 +48,18 @@ pub(crate) fn name() -> NonEmptyStringValueParser {
 
 /// A duration: `500ms`, `5s`, `2m`, `1h`; seconds without a unit.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no duration such as 5s or 500ms");
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let seconds_per_unit = match &text[digits.len()..] {
-        "ms" => 0.001,
-        "" | "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return Err(wrong()),
-    };
-    let number: f64 = digits.parse().map_err(|_| wrong())?;
-    Duration::try_from_secs_f64(number * seconds_per_unit).map_err(|_| wrong())
+    pando_wire::duration::parse(text)
+}
+
+/// How long a VM may be idle, in milliseconds: a duration, or `off`, which the API calls 0.
+pub(crate) fn idle_timeout(text: &str) -> Result<u64, String> {
+    if text == "off" {
+        return Ok(0);
+    }
+    match duration(text).map(|duration| u64::try_from(duration.as_millis())) {
+        Ok(Ok(ms)) if ms > 0 => Ok(ms),
+        _ => Err(format!("{text:?} is neither off nor a duration such as 10m")),
+    }
 }
 
 /// A variable: `NAME=VALUE`, or `NAME` with the value that this program's environment has.
@@ -145,13 +146,10 @@ mod tests {
     }
 
     #[test]
-    fn durations_have_units_and_are_never_negative() {
-        let cases = [("500ms", 500), ("5s", 5_000), ("5", 5_000), ("1.5m", 90_000), ("1h", 3_600_000)];
-        for (text, ms) in cases {
-            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
-        }
-        for text in ["", "s", "-1s", "5d", "nan", "inf", "1e300h"] {
-            assert!(duration(text).is_err(), "{text}");
+    fn an_idle_timeout_is_a_duration_or_off() {
+        assert_eq!([idle_timeout("off"), idle_timeout("10m")], [Ok(0), Ok(600_000)]);
+        for text in ["", "0", "0s", "on", "-1s"] {
+            assert_eq!(idle_timeout(text), Err(format!("{text:?} is neither off nor a duration such as 10m")));
         }
     }
 

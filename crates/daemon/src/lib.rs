@@ -14,6 +14,7 @@ mod paths; // where everything lies
 mod ready; // waiting for descriptors
 mod routes; // the API, on one page
 mod serve; // starting and ending a daemon
+mod settings; // what a daemon can be told while it runs
 mod supervisor; // monitors as processes
 mod usage; // what a VM costs
 

@@ -6,6 +6,7 @@ use crate::db::{Db, DbError};
 use crate::fleet::Fleet;
 use crate::paths::Paths;
 use crate::routes;
+use crate::settings::Settings;
 use axum::Router;
 use axum::middleware::from_fn;
 use axum::serve::ListenerExt;
@@ -121,11 +122,12 @@ pub async fn serve_until(
     let db = Db::open(&paths.database(), &owner, kept).await?;
     let (end, ending) = watch::channel(false);
     let (close, closing) = watch::channel(false);
-    let fleet = Fleet::new(&config, paths, db.clone(), ending.clone(), closing);
+    let settings = Settings::remembered(&db.settings().await?);
+    let fleet = Fleet::new(&config, settings, paths, db.clone(), ending.clone(), closing);
     fleet.adopt().await.map_err(|error| ServeError::Adopt(error.into()))?;
 
     tracing::info!(socket = %config.socket.display(), pid = std::process::id(), "listening");
-    let (router, _document) = routes::routes(fleet);
+    let (router, _document) = routes::routes(fleet.clone());
     let tcp = tcp.map(|(listener, token)| (listener, behind(token, router.clone())));
     let over = || {
         let mut ending = ending.clone();
@@ -143,10 +145,10 @@ pub async fn serve_until(
             None => Ok(()),
         }
     };
-    let servers = async { tokio::join!(unix_server.into_future(), tcp_server) };
+    let servers = async { tokio::join!(unix_server.into_future(), tcp_server, fleet.watch_idle()) };
     tokio::pin!(servers);
     tokio::select! {
-        _ = &mut servers => (), // Neither ends before it is told to.
+        _ = &mut servers => (), // None ends before it is told to.
         () = told_to_end => (),
     }
     tracing::info!("ending; the VMs run on");

@@ -1,14 +1,24 @@
-//! What a process's memory costs, from the kernel's own account of it.
+//! What a process costs, from the kernel's own account of it.
 
 use pando_wire::api::Usage;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
+
+/// The unit of the CPU times in `stat`: `USER_HZ`, which is 100 a second wherever guests run.
+const TICK: Duration = Duration::from_millis(10);
 
 /// The memory of process `pid`: guest memory and what the monitor itself needs. Takes a millisecond per gigabyte or so,
 /// because the kernel walks the page tables.
 pub(crate) fn of_process(pid: u32) -> io::Result<Usage> {
     Ok(parse(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?))
+}
+
+/// The CPU time of process `pid` with all of its threads, those that ran a guest's code included, in units of 10 ms.
+pub(crate) fn cpu_of_process(pid: u32) -> io::Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    cpu(&stat).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it is no account of a process"))
 }
 
 /// How much memory could be had without swapping, in bytes. `None` where the kernel does not say so in `meminfo`.
@@ -23,6 +33,14 @@ fn parse(rollup: &str) -> Usage {
         pss_bytes: bytes("Pss:"),
         private_bytes: bytes("Private_Clean:") + bytes("Private_Dirty:"),
     }
+}
+
+/// Time in user mode and in the kernel: the 14th and 15th field. The second is a name in parentheses, which may have any
+/// character in it.
+fn cpu(stat: &str) -> Option<Duration> {
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<u32>().ok();
+    TICK.checked_mul(ticks()?.checked_add(ticks()?)?)
 }
 
 /// The value of the line `name  <value> kB`, in bytes.
@@ -42,6 +60,14 @@ mod tests {
                       Shared_Clean:        700 kB\nPrivate_Clean:       100 kB\nPrivate_Dirty:       200 kB\n";
         let usage = Usage { rss_bytes: 1000 << 10, pss_bytes: 600 << 10, private_bytes: 300 << 10 };
         assert_eq!(parse(rollup), usage);
+    }
+
+    #[test]
+    fn cpu_time_is_that_of_user_mode_and_kernel() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 2 3 4 100 23 900 900 20 0 3 0 5 6 7";
+        assert_eq!(cpu(stat), Some(Duration::from_millis(1230)));
+        assert_eq!(cpu("7 (a) S 1"), None);
+        assert!(cpu_of_process(std::process::id()).is_ok());
     }
 
     #[test]

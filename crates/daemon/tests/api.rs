@@ -16,9 +16,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Every route, for a reader of this file and against the document.
-const ROUTES: [&str; 32] = [
+const ROUTES: [&str; 36] = [
     "DELETE /checkpoints/{name}",
     "DELETE /images/{digest}",
+    "DELETE /settings/{name}",
     "DELETE /vms/{name}",
     "GET /checkpoints",
     "GET /checkpoints/{name}",
@@ -26,6 +27,8 @@ const ROUTES: [&str; 32] = [
     "GET /events",
     "GET /images",
     "GET /openapi.json",
+    "GET /settings",
+    "GET /settings/{name}",
     "GET /version",
     "GET /vms",
     "GET /vms/{name}",
@@ -49,6 +52,7 @@ const ROUTES: [&str; 32] = [
     "POST /vms/{name}/start",
     "POST /vms/{name}/stop",
     "POST /vms/{name}/wake",
+    "PUT /settings/{name}",
 ];
 
 #[tokio::test]

@@ -39,6 +39,10 @@ pub struct RunRequest {
     /// Path of a kernel on the daemon's host, `bzImage` or ELF; Debian's cloud kernel when absent.
     #[serde(default)]
     pub kernel: Option<String>,
+    /// After how many milliseconds without use it hibernates by itself, at least 1000; never when 0, as the setting
+    /// `idle-timeout` says when absent. Its forks are as it is.
+    #[serde(default)]
+    pub idle_timeout_ms: Option<u64>,
 }
 
 fn one() -> u8 {
@@ -161,6 +165,13 @@ pub struct Vm {
     pub epoch: i64,
     /// Its memory on the host, when asked for one VM and it runs.
     pub usage: Option<Usage>,
+    /// After how many milliseconds without use it hibernates by itself; never when 0, as the setting `idle-timeout` says
+    /// when absent.
+    #[serde(default)]
+    pub idle_timeout_ms: Option<u64>,
+    /// Why it does not hibernate though nobody uses it, when asked for one VM and that went wrong.
+    #[serde(default)]
+    pub sleepless: Option<String>,
 }
 
 /// What a VM's memory costs (`smaps_rollup` of its monitor), in bytes.
@@ -429,6 +440,27 @@ pub struct Image {
     pub size_bytes: u64,
 }
 
+/// A setting of a daemon: it holds from now on, also for the daemons after this one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Setting {
+    /// Its name.
+    pub key: String,
+    /// What it is.
+    pub value: String,
+    /// What it is when nobody sets it.
+    pub default: String,
+    /// What it is for.
+    pub about: String,
+}
+
+/// What a setting is to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SettingRequest {
+    /// As [`Setting::value`].
+    pub value: String,
+}
+
 /// Something that happened to a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
@@ -439,7 +471,7 @@ pub struct Event {
     /// Whose.
     pub vm: String,
     /// `created`, `running`, `forked`, `checkpointed`, `stored` and `unstored` (a checkpoint of it), `paused`, `resumed`,
-    /// `stopped`, `removed`.
+    /// `hibernated` (with the detail `idle` when nobody asked for it), `stopped`, `removed`.
     pub kind: String,
     /// More, for people.
     pub detail: String,

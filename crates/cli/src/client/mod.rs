@@ -76,9 +76,19 @@ impl Client {
 
     /// `POST path` with a JSON body.
     pub(crate) async fn post_json(&self, path: &str, body: &impl Serialize) -> Result<Body, Error> {
-        let json = serde_json::to_vec(body).map_err(|source| Error::Body { path: format!("POST {path}"), source })?;
+        self.send_json(Method::POST, path, body).await
+    }
+
+    /// `PUT path` with a JSON body.
+    pub(crate) async fn put_json(&self, path: &str, body: &impl Serialize) -> Result<Body, Error> {
+        self.send_json(Method::PUT, path, body).await
+    }
+
+    async fn send_json(&self, method: Method, path: &str, body: &impl Serialize) -> Result<Body, Error> {
+        let unsaid = |source| Error::Body { path: format!("{method} {path}"), source };
+        let json = serde_json::to_vec(body).map_err(unsaid)?;
         let body = Full::new(Bytes::from(json)).map_err(|never| match never {}).boxed();
-        self.whole(Method::POST, path, Some("application/json"), body).await
+        self.whole(method, path, Some("application/json"), body).await
     }
 
     /// `POST path` with bytes as they come. An error in the stream breaks the connection, so that the daemon cannot

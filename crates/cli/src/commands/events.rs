@@ -10,7 +10,8 @@ use std::process::ExitCode;
 
 /// Show what happened to VMs.
 ///
-/// That is: created, running, forked, paused, resumed, stopped, removed.
+/// That is: created, running, forked, checkpointed, stored and unstored (a checkpoint of it), paused, resumed, hibernated,
+/// stopped, removed. One that hibernates because it is idle says so.
 #[derive(clap::Args)]
 #[command(after_help = "\
 With -o json every event is one line.

@@ -5,13 +5,16 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::{complete, out, parse, render};
 use pando_wire::api::Vm;
+use pando_wire::duration;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Show everything about a VM, with what its memory costs.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Memory is that of the VM's process on the host: resident counts every page that it maps, shared or not; \
-proportional divides a shared page by its sharers; private pages are nobody else's.
+proportional divides a shared page by its sharers; private pages are nobody else's. Sleepless is why it does not \
+hibernate though it is idle.
 
 Examples:
   pando inspect web
@@ -44,6 +47,8 @@ fn render(vm: &Vm) -> String {
     ];
     let mut add = |label, value: Option<String>| lines.extend(value.map(|value| (label, value)));
     add("ending", vm.ending.clone());
+    add("idle timeout", vm.idle_timeout_ms.map(idle_timeout));
+    add("sleepless", vm.sleepless.clone());
     add("parent", vm.parent.clone());
     add("command", (!vm.command.is_empty()).then(|| vm.command.join(" ")));
     add("process", vm.pid.map(|pid| pid.to_string()));
@@ -54,6 +59,10 @@ fn render(vm: &Vm) -> String {
         add("env", Some(format!("{name}={value}")));
     }
     lines.into_iter().map(|(label, value)| format!("{label:12}  {}\n", render::printable(&value))).collect()
+}
+
+fn idle_timeout(ms: u64) -> String {
+    if ms == 0 { "off".to_owned() } else { duration::show(Duration::from_millis(ms)) }
 }
 
 #[cfg(test)]
@@ -79,8 +88,10 @@ process       1
         assert_eq!(render(&vm), plain);
 
         vm.usage = Some(Usage { rss_bytes: 3 << 20, pss_bytes: 2 << 20, private_bytes: 1 << 20 });
+        vm.idle_timeout_ms = Some(600_000);
         vm.env.insert("A".to_owned(), "1".to_owned());
-        let more = "resident      3 MiB\nproportional  2 MiB\nprivate       1 MiB\nenv           A=1\n";
+        let more = "idle timeout  10m\nprocess       1\nresident      3 MiB\nproportional  2 MiB\nprivate       1 MiB\nenv           A=1\n";
+        let plain = plain.trim_end_matches("process       1\n");
         assert_eq!(render(&vm), format!("{plain}{more}"));
     }
 }

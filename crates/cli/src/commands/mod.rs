@@ -19,6 +19,7 @@ mod tree;
 mod wake;
 
 // What lies around VMs.
+mod config;
 mod events;
 mod images;
 
@@ -59,6 +60,7 @@ pub(crate) enum Command {
     Rm(rm::Args),
     Images(images::Args),
     Events(events::Args),
+    Config(config::Args),
     Doctor(doctor::Args),
     Machine(machine::Args),
     Daemon(daemon::Args),
@@ -94,6 +96,7 @@ impl Command {
             Self::Rm(args) => wait_for(rm::run(args, context)),
             Self::Images(args) => wait_for(images::run(args, context)),
             Self::Events(args) => wait_for(events::run(args, context)),
+            Self::Config(args) => wait_for(config::run(args, context)),
             Self::Doctor(args) => doctor::run(args, context),
             Self::Machine(args) => machine::run(args, context),
             Self::Daemon(args) => daemon::run(args),

@@ -21,5 +21,7 @@ pub(crate) fn vm(name: &str, parent: Option<&str>, created_ms: i64) -> Vm {
         owner: String::new(),
         epoch: 1,
         usage: None,
+        idle_timeout_ms: None,
+        sleepless: None,
     }
 }

@@ -4,7 +4,7 @@ use crate::pando::{command, wait};
 use std::fs;
 use std::path::Path;
 
-const COMMANDS: [&str; 37] = [
+const COMMANDS: [&str; 42] = [
     "",
     "run",
     "fork",
@@ -34,6 +34,11 @@ const COMMANDS: [&str; 37] = [
     "rm",
     "images",
     "events",
+    "config",
+    "config ls",
+    "config get",
+    "config set",
+    "config unset",
     "doctor",
     "machine",
     "machine start",

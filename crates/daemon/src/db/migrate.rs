@@ -5,8 +5,12 @@ use sqlx::SqlitePool;
 
 /// What each version has that the one before had not, oldest first. Each ends by saying which version it is. One that a
 /// daemon may have run is never changed.
-const STEPS: [&str; 3] =
-    [include_str!("schema/1-vms.sql"), include_str!("schema/2-checkpoints.sql"), include_str!("schema/3-sleep.sql")];
+const STEPS: [&str; 4] = [
+    include_str!("schema/1-vms.sql"),
+    include_str!("schema/2-checkpoints.sql"),
+    include_str!("schema/3-sleep.sql"),
+    include_str!("schema/4-settings.sql"),
+];
 
 /// The schema that this build writes and reads.
 pub(super) const SCHEMA: i64 = STEPS.len() as i64;
@@ -70,6 +74,8 @@ mod tests {
         assert_eq!(db.events(0, 9).await.unwrap().len(), 3);
         assert_eq!(db.images().await.unwrap().len(), 1);
         assert_eq!(db.checkpoints().await.unwrap(), []);
+        assert_eq!(db.settings().await.unwrap(), []);
+        assert_eq!(vms[1].idle_timeout_ms, None);
         assert_eq!(version(&db.read).await.unwrap(), SCHEMA);
     }
 

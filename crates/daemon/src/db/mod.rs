@@ -9,6 +9,7 @@ mod images; // what VMs begin from
 mod layers; // which layers are needed
 mod migrate; // from an older schema to this build's
 mod record; // a VM, as its row says
+mod settings; // what was set
 mod sleep; // VMs that fall asleep
 mod vms; // creating, changing and removing VMs
 
@@ -205,6 +206,7 @@ mod tests {
             epoch: 1,
             layer: None,
             sleep: None,
+            idle_timeout_ms: Some(9),
         };
         Insert { record, inherited: vec!["root".into()] }
     }

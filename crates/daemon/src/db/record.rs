@@ -32,6 +32,8 @@ pub(crate) struct Record {
     pub(crate) layer: Option<String>,
     /// What the store calls the VM as it sleeps. In one that runs: as it is to sleep.
     pub(crate) sleep: Option<String>,
+    /// After how long without use it hibernates by itself: never when 0, as the settings say when `None`.
+    pub(crate) idle_timeout_ms: Option<u64>,
 }
 
 impl Record {
@@ -58,6 +60,8 @@ impl Record {
             owner: self.owner,
             epoch: self.epoch,
             usage: None,
+            idle_timeout_ms: self.idle_timeout_ms,
+            sleepless: None,
         }
     }
 
@@ -101,6 +105,7 @@ pub(super) struct Row {
     epoch: i64,
     layer: Option<String>,
     sleep: Option<String>,
+    idle_timeout_ms: Option<i64>,
 }
 
 impl TryFrom<Row> for Record {
@@ -117,6 +122,8 @@ impl TryFrom<Row> for Record {
         let cpus = u8::try_from(row.cpus).map_err(|_| wrong(format!("{} CPUs", row.cpus)))?;
         let memory_bytes =
             u64::try_from(row.memory_bytes).map_err(|_| wrong(format!("{} bytes of RAM", row.memory_bytes)))?;
+        let idle_timeout_ms = row.idle_timeout_ms.map(u64::try_from).transpose();
+        let idle_timeout_ms = idle_timeout_ms.map_err(|_| wrong(format!("idle timeout {:?}", row.idle_timeout_ms)))?;
         let command = serde_json::from_str(&row.command).map_err(|_| wrong(format!("command {}", row.command)))?;
         let env = serde_json::from_str(&row.env).map_err(|_| wrong("an environment that is no JSON".to_owned()))?;
         Ok(Self {
@@ -140,6 +147,7 @@ impl TryFrom<Row> for Record {
             epoch: row.epoch,
             layer: row.layer,
             sleep: row.sleep,
+            idle_timeout_ms,
         })
     }
 }

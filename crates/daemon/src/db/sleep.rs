@@ -25,8 +25,14 @@ impl Db {
 
     /// Writes down that VM `id`, which runs, sleeps in the store as `sleep`, so that a power failure does not undo it. When
     /// it wakes it has one layer, of that name. The answer is the layers that nobody needs any more, or `None` if it does
-    /// not run, and then nothing happened.
-    pub(crate) async fn fall_asleep(&self, id: &str, epoch: i64, sleep: &str) -> Result<Option<Vec<String>>, DbError> {
+    /// not run, and then nothing happened. `detail` is the event's.
+    pub(crate) async fn fall_asleep(
+        &self,
+        id: &str,
+        epoch: i64,
+        sleep: &str,
+        detail: &str,
+    ) -> Result<Option<Vec<String>>, DbError> {
         let mut write = self.begin_durably().await?;
         let changed = sqlx::query(
             "UPDATE vms SET state = ?1, pid = NULL, layer = ?2, sleep = ?2 WHERE id = ?3 AND epoch = ?4 AND state = ?5",
@@ -51,7 +57,7 @@ impl Db {
             .execute(write.on())
             .await?;
         let unused = unused(&mut write, layers).await?;
-        append(&mut write, id, Kind::Hibernated, "").await?;
+        append(&mut write, id, Kind::Hibernated, detail).await?;
         self.commit(write).await?;
         Ok(Some(unused))
     }

@@ -159,8 +159,8 @@ async fn insert_vm(write: &mut Write, insert: &Insert) -> Result<(), DbError> {
     let record = &insert.record;
     sqlx::query(
         "INSERT INTO vms (id, name, state, ending, pid, parent, generation, image, cpus, memory_bytes, command, \
-         env, cwd, user, kernel, created_ms, owner, epoch) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         env, cwd, user, kernel, created_ms, owner, epoch, idle_timeout_ms) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(&record.id)
     .bind(&record.name)
@@ -180,6 +180,7 @@ async fn insert_vm(write: &mut Write, insert: &Insert) -> Result<(), DbError> {
     .bind(record.created_ms)
     .bind(&record.owner)
     .bind(record.epoch)
+    .bind(record.idle_timeout_ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX)))
     .execute(write.on())
     .await?;
     for (position, layer) in insert.inherited.iter().chain([&record.id]).enumerate() {

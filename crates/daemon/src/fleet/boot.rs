@@ -6,6 +6,7 @@ use super::{Fleet, blocking, guest, launch, logs, names, room, wrong_state};
 use crate::agent::{Agent, AgentError};
 use crate::db::{Change, Insert, Record, now_ms};
 use crate::monitor::{Monitor, MonitorError};
+use crate::settings;
 use crate::supervisor::{DIED, Process, spawn};
 use pando_disk::{BLOCK_BYTES, MAX_DISK_BYTES};
 use pando_wire::agent::Request as AgentRequest;
@@ -73,6 +74,7 @@ impl Fleet {
             epoch: 1,
             layer: None,
             sleep: None,
+            idle_timeout_ms: request.idle_timeout_ms,
         };
         let inserted = self.0.db.insert_vms(move |is_taken| {
             let name = chosen.unwrap_or_else(|| names::made_up(id, is_taken));
@@ -252,6 +254,9 @@ enum Disk {
 fn checked(mut request: RunRequest) -> Result<RunRequest, FleetError> {
     if let Some(name) = &request.name {
         names::check(name)?;
+    }
+    if let Some(ms @ 1..) = request.idle_timeout_ms {
+        settings::check_idle_timeout(Duration::from_millis(ms)).map_err(FleetError::Invalid)?;
     }
     if !(1..=MAX_CPUS).contains(&request.cpus) {
         return Err(FleetError::Invalid(format!("{} vCPUs are not possible: 1 to {MAX_CPUS} are", request.cpus)));

@@ -3,6 +3,7 @@
 use crate::agent::AgentError;
 use crate::db::{DbError, state_name};
 use crate::monitor::MonitorError;
+use crate::settings::SettingError;
 use pando_guest::import::ImportError;
 use pando_store::BucketError;
 use pando_wire::api::State;
@@ -187,6 +188,9 @@ pub(crate) enum FleetError {
         /// The cause.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// A setting.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
     /// The database.
     #[error(transparent)]
     Db(#[from] DbError),

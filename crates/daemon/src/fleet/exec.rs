@@ -26,7 +26,7 @@ impl Fleet {
         if request.argv.is_empty() {
             return Err(FleetError::Invalid("argv is empty: nothing to run".into()));
         }
-        let record = self.awake(name, "run a program in").await?;
+        let (record, mut visit) = self.enter(name, "run a program in").await?;
         let program = request.argv[0].clone();
         let limit = request.timeout_ms.map_or(DEFAULT_LIMIT, Duration::from_millis);
         let exec = Request::Exec(Exec {
@@ -45,6 +45,7 @@ impl Fleet {
             (agent, Reply::Started { .. }) => agent,
             _ => return Err(failed(AgentError::Confused)),
         };
+        visit.is_heard();
 
         let (mut from_guest, mut to_guest) = agent.into_stream().into_split();
         let is_fed = AtomicBool::new(false);

@@ -13,22 +13,27 @@ mod files; // the files that a monitor is handed
 mod foreign; // VMs of another build
 mod fork; // one VM becomes many
 mod guest; // kernel and initramfs
+mod idle; // VMs that nobody uses hibernate
 mod launch; // a monitor is told what to be
 mod learn; // what children of a VM write first
 mod life; // pause, resume, stop, kill, remove
 mod logs; // what a VM wrote to its console
 mod names; // possible names, made-up names
+mod presence; // who is in a VM, and the door that is closed while it falls asleep
 mod room; // whether the host has memory
+mod settings; // how this daemon is set
 mod turns; // one operation at a time per VM
 mod twin; // a twin becomes itself
 
 pub(crate) use error::{FleetError, cannot};
+pub(crate) use presence::Visit;
 
 use crate::agent::Agent;
 use crate::config::Config;
 use crate::db::{Db, Record};
 use crate::images::{Incoming, import_stream};
 use crate::paths::Paths;
+use crate::settings::Settings;
 use crate::supervisor::Supervisor;
 use crate::usage;
 use checkpoint::{Saves, Uses};
@@ -36,6 +41,8 @@ use foreign::Foreign;
 use guest::Guests;
 use learn::Lessons;
 use pando_wire::api::{Event, Image, State, Vm};
+use presence::Presence;
+use settings::Board;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -62,6 +69,8 @@ struct Inner {
     supervisor: Arc<Supervisor>,
     guests: Guests,
     turns: Turns,
+    presence: Presence,
+    settings: Board,
     lessons: Lessons,
     foreign: Foreign,
     saves: Saves,
@@ -76,6 +85,7 @@ impl Fleet {
     /// is told to end, `closing` when it has answered all that it was asked before.
     pub(crate) fn new(
         config: &Config,
+        settings: Settings,
         paths: Paths,
         db: Db,
         shutdown: watch::Receiver<bool>,
@@ -90,6 +100,8 @@ impl Fleet {
             db,
             guests: Guests::default(),
             turns: Turns::default(),
+            presence: Presence::default(),
+            settings: Board::new(settings),
             lessons: Lessons::default(),
             foreign: Foreign::default(),
             saves: Saves::default(),
@@ -112,6 +124,7 @@ impl Fleet {
             let pid = live.pid();
             // It may end meanwhile, and then it costs nothing.
             vm.usage = blocking(move || Ok(usage::of_process(pid).ok())).await?;
+            vm.sleepless = self.0.presence.sleepless(&vm.id);
         }
         Ok(vm)
     }
@@ -167,18 +180,19 @@ impl Fleet {
     }
 
     /// A connection to the agent of a VM, for a client that speaks its protocol.
-    /// With the VM's id.
-    pub(crate) async fn agent(&self, name: &str) -> Result<(UnixStream, String), FleetError> {
-        let record = self.awake(name, "reach").await?;
+    /// With the VM's id, and that somebody is in it.
+    pub(crate) async fn agent(&self, name: &str) -> Result<(UnixStream, String, Visit), FleetError> {
+        let (record, visit) = self.enter(name, "reach").await?;
         let socket = self.0.paths.vsock_socket(&record.id);
         let opened = Agent::open(&socket, AGENT_LIMIT).await;
         let stream = opened.map_err(|source| FleetError::Agent { name: record.name, source })?;
-        Ok((stream, record.id))
+        Ok((stream, record.id, visit))
     }
 
-    /// The VM of this name or id, to do something with it.
+    /// The VM of this name or id, to do something with it, which is a use of it.
     async fn find(&self, name: &str) -> Result<Record, FleetError> {
         let record = self.look_up(name).await?;
+        self.0.presence.note(&record.id);
         self.0.foreign.check(&record).map(|()| record)
     }
 

@@ -17,17 +17,23 @@ pub(super) struct Turns {
 impl Turns {
     /// Waits until no other operation on VM `id` goes on. For a VM that nobody knows of yet this does not wait.
     pub(super) async fn vm(&self, id: &str) -> Turn {
-        let lock = {
-            let mut vms = self.vms.lock().unwrap_or_else(PoisonError::into_inner);
-            vms.retain(|_, lock| lock.strong_count() > 0);
-            let known = vms.get(id).and_then(Weak::upgrade);
-            known.unwrap_or_else(|| {
-                let lock = Arc::default();
-                vms.insert(id.to_owned(), Arc::downgrade(&lock));
-                lock
-            })
-        };
-        lock.lock_owned().await
+        self.lock(id).lock_owned().await
+    }
+
+    /// The same, unless another operation goes on.
+    pub(super) fn try_vm(&self, id: &str) -> Option<Turn> {
+        self.lock(id).try_lock_owned().ok()
+    }
+
+    fn lock(&self, id: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut vms = self.vms.lock().unwrap_or_else(PoisonError::into_inner);
+        vms.retain(|_, lock| lock.strong_count() > 0);
+        let known = vms.get(id).and_then(Weak::upgrade);
+        known.unwrap_or_else(|| {
+            let lock = Arc::default();
+            vms.insert(id.to_owned(), Arc::downgrade(&lock));
+            lock
+        })
     }
 
     /// Waits until nobody else adds or removes an image.
@@ -46,6 +52,7 @@ mod tests {
         let turns = Turns::default();
         let first = turns.vm("a").await;
         assert!(turns.vm("a").now_or_never().is_none());
+        assert!(turns.try_vm("a").is_none());
         assert!(turns.vm("b").now_or_never().is_some());
         drop(first);
         assert!(turns.vm("a").now_or_never().is_some());

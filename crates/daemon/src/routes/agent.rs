@@ -10,10 +10,15 @@ use axum::response::IntoResponse;
 use hyper_util::rt::TokioIo;
 use pando_wire::api::Error;
 use std::io;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy, split};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, split};
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
 
 /// What the connection is upgraded to.
 const PROTOCOL: &str = "pando-agent";
+/// How long a VM does not fall asleep because a client has connected and its agent has not answered anything yet.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Upgrade the connection (`Upgrade: pando-agent`) to one with the agent in a VM, port 1024.
 #[utoipa::path(
@@ -38,13 +43,13 @@ pub(super) async fn connect(
             "this route wants the headers Connection: Upgrade, Upgrade: {PROTOCOL}"
         )));
     }
-    let (guest, id) = fleet.agent(&name).await?;
+    let (guest, id, mut visit) = fleet.agent(&name).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         match upgrade.await {
             // Either side may go away at any time, which is how connections end.
             Ok(client) => {
-                let _: io::Result<()> = relay(TokioIo::new(client), guest).await;
+                let _: io::Result<()> = relay(TokioIo::new(client), guest, || visit.is_heard()).await;
                 // Most connections are for a program.
                 fleet.program_ended(&id);
             }
@@ -54,11 +59,16 @@ pub(super) async fn connect(
     Ok((StatusCode::SWITCHING_PROTOCOLS, [(CONNECTION, "Upgrade"), (UPGRADE, PROTOCOL)]))
 }
 
-/// Carries bytes both ways until both sides have ended, or the client cannot be told any more.
+/// Carries bytes both ways until both sides have ended, or the client cannot be told any more. Calls `is_heard` once the
+/// guest has said something, or has had nothing to say for long.
 ///
 /// A guest that takes nothing more may still have said something: the agent ends a connection with its last answer,
 /// whatever the client is sending at that moment. So what cannot be carried in does not end what is carried out.
-async fn relay(client: impl AsyncRead + AsyncWrite, guest: impl AsyncRead + AsyncWrite) -> io::Result<()> {
+async fn relay(
+    client: impl AsyncRead + AsyncWrite,
+    guest: impl AsyncRead + AsyncWrite,
+    is_heard: impl FnOnce(),
+) -> io::Result<()> {
     let (mut from_client, mut to_client) = split(client);
     let (mut from_guest, mut to_guest) = split(guest);
     let inward = async {
@@ -68,6 +78,14 @@ async fn relay(client: impl AsyncRead + AsyncWrite, guest: impl AsyncRead + Asyn
         Ok(())
     };
     let outward = async {
+        let mut first = [0; 4096];
+        let answer = timeout(ANSWER_LIMIT, from_guest.read(&mut first)).await;
+        is_heard();
+        match answer {
+            Ok(Ok(0)) => return to_client.shutdown().await,
+            Ok(read) => to_client.write_all(&first[..read?]).await?,
+            Err(Elapsed { .. }) => (),
+        }
         copy(&mut from_guest, &mut to_client).await?;
         to_client.shutdown().await
     };
@@ -82,10 +100,7 @@ fn asks_for_upgrade(headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
-    use tokio::io::AsyncReadExt;
     use tokio::net::UnixStream;
-    use tokio::time::timeout;
 
     const LIMIT: Duration = Duration::from_secs(20);
 
@@ -97,7 +112,7 @@ mod tests {
         guest.write_all(b"exited").await.unwrap();
         drop(guest);
         client.write_all(b"no input").await.unwrap();
-        let relayed = tokio::spawn(relay(client_end, guest_end));
+        let relayed = tokio::spawn(relay(client_end, guest_end, || ()));
         let mut said = String::new();
         timeout(LIMIT, client.read_to_string(&mut said)).await.unwrap().unwrap();
         assert_eq!(said, "exited");
@@ -109,7 +124,7 @@ mod tests {
         for unheard in [false, true] {
             let (client, client_end) = UnixStream::pair().unwrap();
             let (mut guest, guest_end) = UnixStream::pair().unwrap();
-            let relayed = tokio::spawn(relay(client_end, guest_end));
+            let relayed = tokio::spawn(relay(client_end, guest_end, || ()));
             if unheard {
                 let client = client.into_std().unwrap();
                 client.shutdown(std::net::Shutdown::Read).unwrap();

@@ -2,6 +2,7 @@
 
 use crate::auth::Unauthorized;
 use crate::fleet::FleetError;
+use crate::settings::SettingError;
 use axum::http::StatusCode;
 use axum::http::header::WWW_AUTHENTICATE;
 use axum::response::{IntoResponse, Response};
@@ -51,7 +52,8 @@ impl From<FleetError> for Failure {
             FleetError::NoSuchVm(_)
             | FleetError::NoSuchCheckpoint(_)
             | FleetError::NoSuchImage(_)
-            | FleetError::NoSuchKernel(_) => StatusCode::NOT_FOUND,
+            | FleetError::NoSuchKernel(_)
+            | FleetError::Setting(SettingError::Unknown(_)) => StatusCode::NOT_FOUND,
             FleetError::NameTaken(_)
             | FleetError::CheckpointTaken(_)
             | FleetError::NotStored(_)
@@ -61,9 +63,11 @@ impl From<FleetError> for Failure {
             | FleetError::Foreign { .. }
             | FleetError::ImageInUse { .. }
             | FleetError::TooDeep { .. } => StatusCode::CONFLICT,
-            FleetError::Invalid(_) | FleetError::NoImage(_) | FleetError::NoExport(_) | FleetError::Guest { .. } => {
-                StatusCode::BAD_REQUEST
-            }
+            FleetError::Setting(SettingError::Value { .. })
+            | FleetError::Invalid(_)
+            | FleetError::NoImage(_)
+            | FleetError::NoExport(_)
+            | FleetError::Guest { .. } => StatusCode::BAD_REQUEST,
             FleetError::NoKvm { .. } | FleetError::NoRoom { .. } | FleetError::Agent { .. } => {
                 StatusCode::SERVICE_UNAVAILABLE
             }

@@ -9,6 +9,7 @@ mod error; // what goes wrong
 mod events; // what happened, as a stream
 mod images; // what VMs begin from
 mod meta; // about the daemon
+mod settings; // how the daemon is set
 mod vms; // VMs
 
 use crate::fleet::Fleet;
@@ -62,7 +63,9 @@ fn of_fleet() -> OpenApiRouter<Fleet> {
         .routes(routes!(checkpoints::pull))
         .routes(routes!(checkpoints::collect))
         .routes(routes!(checkpoints::verify))
-        .routes(routes!(events::list));
+        .routes(routes!(events::list))
+        .routes(routes!(settings::list))
+        .routes(routes!(settings::get, settings::set, settings::unset));
     answers::add_failures(routes.get_openapi_mut());
     routes
 }

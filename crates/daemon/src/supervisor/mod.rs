@@ -237,9 +237,11 @@ impl Supervisor {
     }
 
     /// Waits in the background for the end of a process that nobody else waits for, and takes it out of the process table.
-    pub(crate) fn reap_later(&self, process: Process) {
+    /// `until_then` is dropped then.
+    pub(crate) fn reap_later<T: Send + 'static>(&self, process: Process, until_then: T) {
         let mut closing = self.closing.clone();
         tokio::spawn(async move {
+            let _until_then = until_then;
             tokio::select! {
                 () = gone(&process) => process.reap(),
                 _ = closing.wait_for(|over| *over) => (),

@@ -2,11 +2,12 @@
 
 use crate::Monitor;
 use pando_wire::agent::{Exec, Exit, Failure, FailureKind, Input, PORT, Reply, Request, VERSION};
-use pando_wire::control::Ending;
+use pando_wire::control::{Ending, Phase};
 use pando_wire::frame;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 pub(crate) fn serve(monitor: &Arc<Monitor>, vsock: &UnixListener) {
     loop {
@@ -23,6 +24,10 @@ fn answer(monitor: &Monitor, mut stream: UnixStream) -> Option<()> {
     assert_eq!(line, format!("CONNECT {PORT}\n"));
     stream.write_all(b"OK 1\n").ok()?;
 
+    // A guest that stands still says nothing.
+    while monitor.state.lock().unwrap().phase == Phase::Paused {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let mut say = |reply| frame::write(&mut stream, &reply).ok();
     match frame::read(&mut input).ok()?? {
         Request::Ping => say(Reply::Pong { version: VERSION, generation: 0 }),
@@ -44,7 +49,7 @@ fn answer(monitor: &Monitor, mut stream: UnixStream) -> Option<()> {
             say(Reply::Done)?;
             match monitor.name.as_str() {
                 "stubborn" => return None,
-                "sluggish" => std::thread::sleep(std::time::Duration::from_secs(2)),
+                "sluggish" => std::thread::sleep(Duration::from_secs(2)),
                 _ => (),
             }
             monitor.end(Ending::PowerOff)
@@ -69,13 +74,21 @@ fn answer(monitor: &Monitor, mut stream: UnixStream) -> Option<()> {
 
 fn run(monitor: &Monitor, exec: &Exec, input: &mut impl Read, say: &mut impl FnMut(Reply) -> Option<()>) -> Option<()> {
     let program = exec.argv[0].as_str();
-    if !["echo", "hostname", "cat", "sleep", "phase"].contains(&program) {
+    if !["echo", "hostname", "cat", "sleep", "phase", "pauses", "compute"].contains(&program) {
         return say(failed(FailureKind::NotFound, "no such program"));
     }
     say(Reply::Started { pid: 7 })?;
     match program {
         "hostname" => say(Reply::Stdout(monitor.state.lock().unwrap().adopted.clone().into_bytes()))?,
         "phase" => say(Reply::Stdout(format!("{:?}\n", monitor.state.lock().unwrap().phase).into_bytes()))?,
+        "pauses" => say(Reply::Stdout(format!("{}\n", monitor.state.lock().unwrap().pauses).into_bytes()))?,
+        // Goes on when nobody watches any more.
+        "compute" => drop(std::thread::spawn(|| {
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_secs(3) {
+                std::hint::spin_loop();
+            }
+        })),
         "echo" => say(Reply::Stdout(format!("{}\n", exec.argv[1..].join(" ")).into_bytes()))?,
         _ => loop {
             match frame::read(input).ok()?? {

@@ -126,7 +126,10 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
         let mut state = monitor.state.lock().unwrap();
         state.phase = Phase::Running;
         state.disk = Some(data); // Its lock is held as long as it is open.
-        state.pages = pages;
+        // All of its memory has arrived, but for one of which that is not to be.
+        if monitor.name == "arriving" {
+            state.pages = pages;
+        }
     }
     if monitor.name.starts_with("no-boot") {
         writeln!(console, "Kernel panic - not syncing: no root").unwrap();
@@ -161,7 +164,9 @@ fn save(monitor: &Monitor, descriptors: Vec<OwnedFd>) -> Response {
 }
 
 fn shift(monitor: &Monitor, phase: Phase) -> Response {
-    monitor.state.lock().unwrap().phase = phase;
+    let mut state = monitor.state.lock().unwrap();
+    state.phase = phase;
+    state.pauses += u32::from(phase == Phase::Paused);
     Response::Done
 }
 

@@ -33,6 +33,8 @@ struct State {
     is_on_time: bool,
     /// How often it was asked what it has written.
     touched: u32,
+    /// How often it was paused.
+    pauses: u32,
 }
 
 impl Monitor {
@@ -81,6 +83,7 @@ fn serve(name: &str, expected: WorkingSet) {
             expected,
             is_on_time: false,
             touched: 0,
+            pauses: 0,
         }),
     });
     let listener = Listener::from_fd(rustix::stdio::stdin().try_clone_to_owned().unwrap());

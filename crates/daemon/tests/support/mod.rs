@@ -108,6 +108,10 @@ impl Daemon {
         self.call(Method::POST, path, body).await
     }
 
+    pub(crate) async fn put(&self, path: &str, body: Value) -> (StatusCode, Value) {
+        self.call(Method::PUT, path, body).await
+    }
+
     pub(crate) async fn delete(&self, path: &str) -> (StatusCode, Value) {
         self.call(Method::DELETE, path, Value::Null).await
     }

@@ -58,13 +58,16 @@ pub(crate) struct Args {
     /// A kernel on the daemon's computer, bzImage or ELF; Debian's cloud kernel when absent.
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
+    /// How long it may be idle until it hibernates by itself, or off; as pando config says when absent.
+    #[arg(long, value_name = "TIME", value_parser = parse::idle_timeout)]
+    idle_timeout: Option<u64>,
     /// A checkpoint to run VMs from, instead of an image: all that is not their own is as it was then.
     #[arg(
         long,
         value_name = "CHECKPOINT",
         value_parser = parse::name(),
         add = complete::checkpoint(),
-        conflicts_with_all = ["image", "cpus", "memory", "disk", "cwd", "user", "kernel", "command"]
+        conflicts_with_all = ["image", "cpus", "memory", "disk", "cwd", "user", "kernel", "idle_timeout", "command"]
     )]
     from: Option<String>,
     /// How many VMs to run from the checkpoint.
@@ -117,6 +120,7 @@ fn request(args: Args) -> Result<RunRequest, Failure> {
         env: parse::environment(&args.env_file, args.env)?,
         cwd: args.cwd,
         user: args.user,
+        idle_timeout_ms: args.idle_timeout,
         kernel: kernel.map_err(|path| Failure::new(format!("the kernel's path {path:?} is not UTF-8")))?,
     })
 }

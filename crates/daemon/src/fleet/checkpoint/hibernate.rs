@@ -1,15 +1,17 @@
 //! A VM falls asleep: its seed is stored, and only then it ends.
 //!
 //! ```text
-//! intend ─► barrier, pause ─► fork a seed ─► seed is stored ─► written down: hibernated ─► monitor and seed end
-//!    └────────────┴──────────────┴────────────────┘ any failure: resume, the seed ends, what was stored is removed
+//! door closed, intend ─► barrier, pause ─► fork a seed ─► seed is stored ─► written down: hibernated ─► monitor and seed end
+//!                  └────────────┴──────────────┴────────────────┘ any failure: resume, the seed ends, what was stored is removed
 //! ```
 //!
 //! *Invariant.* The VM never runs on behind the instant that is stored. A daemon that finds an intention and no written
-//! down sleep does what a failure does; one that finds a sleep ends what is left of the VM.
+//! down sleep does what a failure does; one that finds a sleep ends what is left of the VM. Whoever comes meanwhile waits
+//! at the door, and wakes it.
 
 use super::super::error::{FleetError, cannot};
 use super::super::fork::longest_gap;
+use super::super::presence::Closed;
 use super::super::{Fleet, room, wrong_state};
 use super::save::sentence;
 use super::store::Kept;
@@ -35,25 +37,38 @@ impl Fleet {
         if vm.state != State::Running {
             return Err(wrong_state(&vm, "hibernate"));
         }
+        let closed = self.0.presence.close(&id).await;
+        self.lay_down(&vm, "", closed).await?;
+        self.get(&id).await
+    }
+
+    /// Does that to `vm`, whose turn it is and which nobody can enter meanwhile. `detail` is the event's.
+    pub(in crate::fleet) async fn lay_down(
+        &self,
+        vm: &Record,
+        detail: &str,
+        _closed: Closed,
+    ) -> Result<(), FleetError> {
+        let id = &vm.id;
         room::check(&self.0.meminfo, || format!("a copy of {}", vm.name), room::PER_CHILD)?;
         let sleep = Uuid::now_v7().to_string();
-        self.0.db.intend_sleep(&id, vm.epoch, Some(&sleep)).await?;
-        let unused = match self.put_to_sleep(&vm, &sleep).await {
+        self.0.db.intend_sleep(id, vm.epoch, Some(&sleep)).await?;
+        let unused = match self.put_to_sleep(vm, &sleep, detail).await {
             Ok(unused) => unused,
             Err(error) => {
                 tracing::warn!(vm = id, error = error.in_one_line(), "it does not fall asleep");
-                self.stay_awake(&vm, &sleep).await;
+                self.stay_awake(vm, &sleep).await;
                 return Err(error);
             }
         };
         tracing::info!(vm = id, sleep, "hibernated");
-        self.0.supervisor.kill(&id).await;
-        self.0.lessons.forget(&id);
+        self.0.supervisor.kill(id).await;
+        self.0.lessons.forget(id);
         // It sleeps, whatever cannot be removed: the next daemon does that.
-        if let Err(error) = self.leave_behind(&vm, unused).await {
+        if let Err(error) = self.leave_behind(vm, unused).await {
             tracing::error!(vm = id, error = error.in_one_line(), "cannot remove what it needs no more");
         }
-        self.get(&id).await
+        Ok(())
     }
 
     /// What a new daemon does of a sleep that an earlier one began.
@@ -83,7 +98,7 @@ impl Fleet {
     }
 
     /// Stores `vm` as `sleep`, and writes that down. The answer is the layers that nobody needs any more.
-    async fn put_to_sleep(&self, vm: &Record, sleep: &str) -> Result<Vec<String>, FleetError> {
+    async fn put_to_sleep(&self, vm: &Record, sleep: &str, detail: &str) -> Result<Vec<String>, FleetError> {
         let layers = self.layers_of_parent(vm, "hibernate").await?;
         let control = self.listen_for_seed(sleep).await?;
         let unheard = |source| FleetError::Agent { name: vm.name.clone(), source };
@@ -102,7 +117,7 @@ impl Fleet {
         seed.end(sleep).await;
         self.0.supervisor.sweep(sleep).await;
         stored?;
-        let asleep = self.0.db.fall_asleep(&vm.id, vm.epoch, sleep).await?;
+        let asleep = self.0.db.fall_asleep(&vm.id, vm.epoch, sleep, detail).await?;
         let Some(unused) = asleep else { return Err(wrong_state(&self.find(&vm.id).await?, "hibernate")) };
         drop(barrier); // It held until here: from now on nobody resumes it.
         Ok(unused)

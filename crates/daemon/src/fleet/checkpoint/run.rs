@@ -91,5 +91,6 @@ pub(super) fn model(checkpoint: &Checkpoint) -> Record {
         epoch: 1,
         layer: None,
         sleep: None,
+        idle_timeout_ms: None,
     }
 }

@@ -5,6 +5,7 @@
 
 use super::super::error::{FleetError, cannot};
 use super::super::files::{Own, Shared, open_kvm, sync_layer};
+use super::super::presence::Visit;
 use super::super::{Fleet, blocking, room, wrong_state};
 use super::cold::Source;
 use crate::agent::Agent;
@@ -31,22 +32,37 @@ impl Fleet {
         self.get(&id).await
     }
 
-    /// The VM of this name or id, which must be running, or is woken if it sleeps.
-    pub(in crate::fleet) async fn awake(&self, name: &str, wanted: &'static str) -> Result<Record, FleetError> {
-        let vm = self.find(name).await?;
-        // One that is starting may be woken by somebody else just now.
-        if vm.state == State::Hibernated || (vm.state == State::Starting && vm.sleep.is_some()) {
-            let (fleet, id) = (self.clone(), vm.id.clone());
-            // To its end, also when whoever asked goes away.
-            let waking = tokio::spawn(async move {
-                let _turn = fleet.0.turns.vm(&id).await;
-                let vm = fleet.find(&id).await?;
-                // Somebody else may have woken it while we waited.
-                if vm.state == State::Hibernated { fleet.rouse(&vm).await } else { Ok(()) }
-            });
-            waking.await.map_err(|_| FleetError::CutShort)??;
+    /// The VM of this name or id, which must be running, or is woken if it sleeps or is falling asleep. It does not fall
+    /// asleep again until its agent was heard.
+    pub(in crate::fleet) async fn enter(
+        &self,
+        name: &str,
+        wanted: &'static str,
+    ) -> Result<(Record, Visit), FleetError> {
+        let id = self.find(name).await?.id;
+        loop {
+            let visit = self.0.presence.enter(&id).await;
+            let vm = self.find(&id).await?;
+            // One that is starting may be woken by somebody else just now.
+            let must_wake = vm.state == State::Hibernated || (vm.state == State::Starting && vm.sleep.is_some());
+            if !must_wake {
+                return self.running(&id, wanted).await.map(|vm| (vm, visit));
+            }
+            drop(visit);
+            self.wake_if_asleep(&id).await?;
         }
-        self.running(&vm.id, wanted).await
+    }
+
+    async fn wake_if_asleep(&self, id: &str) -> Result<(), FleetError> {
+        let (fleet, id) = (self.clone(), id.to_owned());
+        // To its end, also when whoever asked goes away.
+        let waking = tokio::spawn(async move {
+            let _turn = fleet.0.turns.vm(&id).await;
+            let vm = fleet.find(&id).await?;
+            // Somebody else may have woken it while we waited.
+            if vm.state == State::Hibernated { fleet.rouse(&vm).await } else { Ok(()) }
+        });
+        waking.await.map_err(|_| FleetError::CutShort)?
     }
 
     /// Sets the clock of the guest of `vm`, if that slept: before its programs go on.
