@@ -31,9 +31,12 @@ async fn run_with_timeout(daemon: &Daemon, name: &str, timeout_ms: u64) -> (u16,
 }
 
 async fn falls_asleep(daemon: &Daemon, vm: &str) {
+    let start = Instant::now();
     // To look at a VM is no use of it.
-    let what = format!("{vm} falls asleep");
-    eventually(&what, async || daemon.vm(vm).await.state == State::Hibernated).await;
+    while daemon.vm(vm).await.state != State::Hibernated {
+        assert!(start.elapsed() < Duration::from_secs(30), "{vm} falls asleep");
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Looks at a VM all the time.
@@ -146,16 +149,16 @@ async fn a_timeout_that_changes_holds_for_what_was_counted_already() {
     daemon.run("web").await;
     set(&daemon, "1h").await;
     sleep(Duration::from_secs(2)).await;
-    set(&daemon, "5s").await;
+    set(&daemon, "3s").await;
     set(&daemon, "off").await;
     stays(&daemon, "web", State::Running, 1000).await;
     set(&daemon, "1h").await;
-    sleep(Duration::from_millis(1500)).await;
+    sleep(Duration::from_secs(5)).await;
 
     let start = Instant::now();
-    set(&daemon, "1s").await;
+    set(&daemon, "5s").await;
     falls_asleep(&daemon, "web").await;
-    assert!(start.elapsed() < Duration::from_millis(900), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
 }
 
 #[tokio::test]
@@ -182,10 +185,10 @@ async fn a_vm_that_is_paused_stays_so_and_its_clock_begins_anew_when_it_goes_on(
     let daemon = Daemon::start().await;
     daemon.run("web").await;
     daemon.post("/vms/web/pause", Value::Null).await;
-    set(&daemon, "1s").await;
-    stays(&daemon, "web", State::Paused, 2000).await;
+    set(&daemon, "2s").await;
+    stays(&daemon, "web", State::Paused, 3000).await;
     daemon.post("/vms/web/resume", Value::Null).await;
-    stays(&daemon, "web", State::Running, 700).await;
+    stays(&daemon, "web", State::Running, 1200).await;
     falls_asleep(&daemon, "web").await;
 }
 

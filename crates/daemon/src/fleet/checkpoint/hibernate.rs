@@ -64,6 +64,7 @@ impl Fleet {
         tracing::info!(vm = id, sleep, "hibernated");
         self.0.supervisor.kill(id).await;
         self.0.lessons.forget(id);
+        self.0.presence.tell_sleepless(id, None);
         // It sleeps, whatever cannot be removed: the next daemon does that.
         if let Err(error) = self.leave_behind(vm, unused).await {
             tracing::error!(vm = id, error = error.in_one_line(), "cannot remove what it needs no more");

@@ -104,17 +104,12 @@ impl Fleet {
 
     fn note_outcome(&self, watch: &mut Watch, id: &str, outcome: Outcome) {
         watch.decided.remove(id);
-        let why = match outcome {
-            Outcome::Failed(error) => {
-                if let Some(clock) = watch.clocks.get_mut(id) {
-                    clock.failed(Instant::now());
-                }
-                Some(error.in_one_line())
+        if let Outcome::Failed(error) = outcome {
+            if let Some(clock) = watch.clocks.get_mut(id) {
+                clock.failed(Instant::now());
             }
-            Outcome::Asleep => None,
-            Outcome::Used => return,
-        };
-        self.0.presence.tell_sleepless(id, why);
+            self.0.presence.tell_sleepless(id, Some(error.in_one_line()));
+        }
     }
 
     /// The clock of `vm`, and how long nobody has used that. `None` if it is none that could fall asleep now.
