@@ -187,6 +187,7 @@ async fn a_vm_that_is_paused_stays_so_and_its_clock_begins_anew_when_it_goes_on(
     daemon.post("/vms/web/pause", Value::Null).await;
     set(&daemon, "2s").await;
     stays(&daemon, "web", State::Paused, 3000).await;
+    assert_eq!(daemon.vm("web").await.sleepless, None, "it was not even tried");
     daemon.post("/vms/web/resume", Value::Null).await;
     stays(&daemon, "web", State::Running, 1200).await;
     falls_asleep(&daemon, "web").await;
