@@ -132,6 +132,8 @@ fn wrong_credentials_are_refused_in_one_sentence() {
     let refused = run(bucket.push(&store, "one")).unwrap_err();
     assert!(matches!(refused, BucketError::Refused { .. }), "{}", told(&refused));
     assert_eq!(refused.to_string(), format!("{spec} refuses these credentials"));
+    assert!(told(&refused).contains("403") && !told(&refused).contains("somebody"), "{}", told(&refused));
+    assert_eq!(format!("{bucket:?}"), format!("Bucket({spec})"));
     assert!(begun.elapsed() < Duration::from_secs(5), "there is no point in trying that again");
     assert_memory(&store, "one", 50, &numbered(50, 1));
 }
