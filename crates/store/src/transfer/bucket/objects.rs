@@ -22,6 +22,8 @@ use std::time::Duration;
 /// How much of a pack is read at first, in bytes: its index is seldom longer, and a longer read takes no longer.
 const FIRST_READ: u64 = 64 << 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// More than there is time for: time is what ends them.
+const MOST_RETRIES: usize = 1000;
 const BACKOFF: BackoffConfig =
     BackoffConfig { init_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(5), base: 2.0 };
 
@@ -57,7 +59,7 @@ impl Bucket {
             .with_timeout(spec.timeout)
             .with_connect_timeout(CONNECT_TIMEOUT.min(spec.timeout))
             .with_allow_http(spec.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://")));
-        let retry = RetryConfig { backoff: BACKOFF, max_retries: usize::MAX, retry_timeout: spec.patience };
+        let retry = RetryConfig { backoff: BACKOFF, max_retries: MOST_RETRIES, retry_timeout: spec.patience };
         let mut builder = AmazonS3Builder::new()
             .with_bucket_name(&spec.bucket)
             .with_region(&spec.region)
