@@ -96,7 +96,8 @@ async fn a_vm_is_awake_as_long_as_a_client_is_connected_to_its_agent() {
     let request = request.header("connection", "Upgrade").header("upgrade", "pando-agent");
     let response = support::ask(&mut daemon.connect().await, request.body(Default::default()).unwrap()).await;
     let shell = hyper::upgrade::on(response).await.unwrap();
-    stays(&daemon, "web", State::Running, 2500).await;
+    // For longer than it would be taken for somebody who is entering.
+    stays(&daemon, "web", State::Running, 7000).await;
 
     drop(shell);
     falls_asleep(&daemon, "web").await;
@@ -186,7 +187,8 @@ async fn a_vm_that_is_paused_stays_so_and_its_clock_begins_anew_when_it_goes_on(
     daemon.run("web").await;
     daemon.post("/vms/web/pause", Value::Null).await;
     set(&daemon, "2s").await;
-    stays(&daemon, "web", State::Paused, 3000).await;
+    // An attempt would take 2 s to find out that the agent does not answer.
+    stays(&daemon, "web", State::Paused, 5000).await;
     assert_eq!(daemon.vm("web").await.sleepless, None, "it was not even tried");
     daemon.post("/vms/web/resume", Value::Null).await;
     stays(&daemon, "web", State::Running, 1200).await;
