@@ -233,16 +233,31 @@ async fn a_program_that_comes_while_a_vm_falls_asleep_waits_and_wakes_it() {
     assert_eq!(sleeps(&daemon, &vm).await, [""]);
 }
 
+/// Two fall asleep at a time, and take their time: the third has been decided on, and waits.
+#[tokio::test]
+async fn a_program_that_begins_between_the_decision_and_the_sleep_is_seen() {
+    let daemon = Daemon::start().await;
+    for name in ["late-to-store1", "late-to-store2", "web"] {
+        daemon.run(name).await;
+    }
+    set(&daemon, "1s").await;
+    sleep(Duration::from_millis(1700)).await;
+    let (status, ran) = daemon.post("/vms/web/exec", json!({"argv": ["sleep"], "timeout_ms": 4000})).await;
+    assert_eq!(status, 504, "it ran until it was killed: {ran}");
+    assert_eq!(daemon.vm("late-to-store1").await.state, State::Hibernated);
+    falls_asleep(&daemon, "web").await;
+}
+
 #[tokio::test]
 async fn a_program_that_comes_just_when_it_is_time_to_sleep_runs() {
     let daemon = Daemon::start().await;
     set(&daemon, "1s").await;
-    let names: Vec<_> = (0..8).map(|n| format!("vm{n}")).collect();
+    let names: Vec<_> = (0..8).map(|n| format!("late-to-store{n}")).collect();
     for name in &names {
         daemon.run(name).await;
     }
     let use_each = names.iter().zip(0..).map(async |(name, n)| {
-        for round in 0..4 {
+        for round in 0..3 {
             sleep(Duration::from_millis(1000 + n * 40)).await;
             let ran = exec(&daemon, name, &["echo", "a"]).await;
             assert_eq!(ran["stdout"], "a\n", "{name} in round {round}: {ran}");
