@@ -82,16 +82,16 @@ async fn a_vm_sleeps_without_a_process_and_wakes_as_the_same_one() {
 #[tokio::test]
 async fn a_vm_that_woke_just_now_is_forked_and_kept_and_falls_asleep_again() {
     let daemon = Daemon::start().await;
-    daemon.run("web").await;
-    let fork = async || daemon.post("/vms/web/fork", json!({"children": [{}]})).await.0;
-    let keep = async || daemon.post("/vms/web/checkpoint", json!({})).await.0;
+    daemon.run("lately").await;
+    let fork = async || daemon.post("/vms/lately/fork", json!({"children": [{}]})).await.0;
+    let keep = async || daemon.post("/vms/lately/checkpoint", json!({})).await.0;
     for _ in 0..2 {
-        assert_eq!(order(&daemon, "web", "hibernate").await, DONE);
-        assert_eq!(order(&daemon, "web", "wake").await, DONE);
+        assert_eq!(order(&daemon, "lately", "hibernate").await, DONE);
+        assert_eq!(order(&daemon, "lately", "wake").await, DONE);
     }
     assert_eq!(fork().await, 200);
-    assert_eq!(order(&daemon, "web", "hibernate").await, DONE);
-    assert_eq!(order(&daemon, "web", "wake").await, DONE);
+    assert_eq!(order(&daemon, "lately", "hibernate").await, DONE);
+    assert_eq!(order(&daemon, "lately", "wake").await, DONE);
     assert_eq!(keep().await, 200);
 }
 

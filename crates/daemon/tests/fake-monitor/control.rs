@@ -126,8 +126,8 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
         let mut state = monitor.state.lock().unwrap();
         state.phase = Phase::Running;
         state.disk = Some(data); // Its lock is held as long as it is open.
-        // All of its memory has arrived, but for one of which that is not to be.
-        if monitor.name == "arriving" {
+        // All of its memory has arrived, but for those of which that is not to be before they are asked to gather it.
+        if ["arriving", "far", "lately"].contains(&monitor.name.as_str()) {
             state.pages = pages;
         }
     }
