@@ -95,6 +95,20 @@ async fn a_vm_that_woke_just_now_is_forked_and_kept_and_falls_asleep_again() {
     assert_eq!(keep().await, 200);
 }
 
+/// The daemon that woke it is not the one that forks it.
+#[tokio::test]
+async fn a_vm_that_woke_just_before_its_daemon_ended_is_forked_by_the_next() {
+    let mut daemon = Daemon::start().await;
+    daemon.run("lately").await;
+    assert_eq!(order(&daemon, "lately", "hibernate").await, DONE);
+    assert_eq!(order(&daemon, "lately", "wake").await, DONE);
+
+    daemon.stop().await;
+    daemon.start_again().await;
+
+    assert_eq!(daemon.post("/vms/lately/fork", json!({"children": [{}]})).await.0, 200);
+}
+
 #[tokio::test]
 async fn a_vm_whose_memory_does_not_come_is_stopped_by_others_while_it_is_to_be_forked() {
     let daemon = Daemon::start().await;

@@ -181,7 +181,8 @@ impl Fleet {
             }
             monitor.send(&Request::Watch, &[]).await?;
             let process = Process::hold(status.pid).map_err(MonitorError::Process)?;
-            self.0.supervisor.supervise(&record.id, record.epoch, process, Arc::clone(&monitor));
+            let (live, _) = self.0.supervisor.supervise(&record.id, record.epoch, process, Arc::clone(&monitor));
+            live.set_arrives(true); // It may have woken just before, and is asked once.
             Ok::<_, MonitorError>(Found::Alive(status))
         };
         match timeout(STATUS_LIMIT, asked).await {

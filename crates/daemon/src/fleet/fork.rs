@@ -108,10 +108,13 @@ impl Fleet {
     /// now some is still on its way. That may take long, so it is for before its turn and before its programs stand still.
     pub(super) async fn gathered(&self, name: &str, wanted: &'static str) -> Result<Record, FleetError> {
         let vm = self.find(name).await?;
-        if matches!(vm.state, State::Running | State::Paused) {
+        let has_started = matches!(vm.state, State::Running | State::Paused);
+        // Most were booted or forked, and need not be asked.
+        if let Some(live) = self.0.supervisor.live(&vm.id).filter(|live| has_started && live.arrives()) {
             let path = self.0.paths.control_socket(&vm.id);
             let gathered = async { Monitor::connect(&path)?.call(&Request::Gather, &[], GATHER_LIMIT).await };
             gathered.await.map_err(|source| FleetError::Monitor { name: vm.name.clone(), wanted, source })?;
+            live.set_arrives(false);
         }
         Ok(vm)
     }

@@ -20,6 +20,7 @@ use cgroup::Cgroups;
 use pando_wire::control::{Ending, Request, Response};
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -59,11 +60,23 @@ pub(crate) struct Live {
     process: Process,
     /// Why it ended, once everything is put away.
     ended: watch::Sender<Option<String>>,
+    /// Some of the VM's memory may still be on its way from the store.
+    arrives: AtomicBool,
 }
 
 impl Live {
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// Whether some of the VM's memory may still be on its way. One that was adopted may have woken just before.
+    pub(crate) fn arrives(&self) -> bool {
+        self.arrives.load(Ordering::Relaxed)
+    }
+
+    /// Says whether it may.
+    pub(crate) fn set_arrives(&self, arrives: bool) {
+        self.arrives.store(arrives, Ordering::Relaxed);
     }
 
     /// Waits until the VM has ended and everything of it is put away; the answer is why it ended.
@@ -117,7 +130,7 @@ impl Supervisor {
         if let Some(cgroups) = &self.cgroups {
             cgroups.enter(id, process.pid());
         }
-        let live = Arc::new(Live { process, ended: watch::Sender::new(None) });
+        let live = Arc::new(Live { process, ended: watch::Sender::new(None), arrives: AtomicBool::new(false) });
         self.lock().insert(id.to_owned(), Arc::clone(&live));
         let (answer, answered) = oneshot::channel();
         let (supervisor, id, watched) = (Arc::clone(self), id.to_owned(), Arc::clone(&live));

@@ -121,6 +121,7 @@ impl Fleet {
             }
         };
         let (live, answered) = inner.supervisor.supervise(&record.id, record.epoch, process, Arc::clone(&monitor));
+        live.set_arrives(true);
         let (program, store) = (inner.monitor.clone(), inner.paths.store());
         let (stored, log) = (source.stored.clone(), inner.paths.monitor_log(&record.id));
         let serving =
