@@ -2,10 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// The share of one CPU above which a monitor is at work for a guest that is used. An emulated host, which is some twenty
-/// times slower than a computer, was measured: the monitor of a Linux guest in which nothing runs takes 1 % there, one
-/// whose shell starts a program every second 4 to 8 %, ten times a second 34 to 49 %, and one that computes 100 %. On a
-/// computer the first three are far below.
+/// The share of one CPU above which a monitor is at work for a guest that is used: several times what a Linux guest takes in
+/// which nothing runs, on a host as slow as an emulated one. `docs/idle.md` has what was measured.
 const SHARE: f64 = 0.05;
 /// What the kernel's account may be wrong by: two of its units.
 const GRAIN: Duration = Duration::from_millis(20);
