@@ -2,19 +2,11 @@
 
 use crate::state::{State, seal};
 use rustix::time::{ClockId, clock_gettime};
-use std::env;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::thread::sleep;
-use std::time::Duration;
 
 /// Pages of each writer: one lap.
 const PAGES: u64 = 256;
 const WORDS: usize = 512;
-/// How many times as long as a lap took a writer rests after it; not at all where nothing is said. Machines of several
-/// CPUs that never rest would leave nothing of a host's one CPU to those who fork and ask.
-const REST: &str = "ORACLE_REST";
-const LONG_LAP_NS: u64 = 5_000_000;
-
 /// A page whose first words say which step wrote it; the last seals them.
 ///
 /// Atomics because they are written and read where they are named, and nowhere is anything of them kept in a register.
@@ -36,7 +28,6 @@ impl Page {
 /// Writes without end.
 pub(crate) fn write(state: &State, writer: usize) -> Result<(), String> {
     let pages: Vec<Page> = (0..PAGES).map(|_| Page([const { AtomicU64::new(0) }; WORDS])).collect();
-    let rest = env::var(REST).ok().and_then(|rest| rest.parse().ok()).unwrap_or(0);
     let mut side = state.side();
     for (step, page) in (0..).zip(&pages) {
         page.write(step, side);
@@ -66,22 +57,18 @@ pub(crate) fn write(state: &State, writer: usize) -> Result<(), String> {
             step += 1;
             float += 1.0;
         }
-        let took = tick(state, writer, &mut clock);
-        state.count_lap(writer);
-        // Bounded, because a lap in which the machine stood still was a long one.
-        sleep(Duration::from_nanos(took.min(LONG_LAP_NS) * rest));
         tick(state, writer, &mut clock);
+        state.count_lap(writer);
         side = state.side();
     }
 }
 
-/// Nanoseconds since `clock`, which becomes now. Time that goes back is a contradiction too.
-fn tick(state: &State, writer: usize, clock: &mut u64) -> u64 {
+/// Moves `clock` to now. Time that goes back is a contradiction too.
+fn tick(state: &State, writer: usize, clock: &mut u64) {
     let then = std::mem::replace(clock, now());
     if *clock < then {
         state.violated(|| format!("memory writer {writer}: the clock went back from {then} ns to {clock} ns"));
     }
-    clock.saturating_sub(then)
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds.
