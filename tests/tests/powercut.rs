@@ -44,7 +44,8 @@ const AFTER_THE_CUT: &str = r#"
 "$PANDO_BINARY" exec grandchild fsyncer check /data/log "$DURABLE"
 "$PANDO_BINARY" stop --timeout 60s grandchild child parent >&2
 "#;
-/// `STORED` are the names of checkpoints that were said to be stored. Each is the VM at one instant: the same number in its memory and on its disk, which is its name's end.
+/// `STORED` are the names of checkpoints that were said to be stored. Each is the VM at one instant: the same number in its
+/// memory and on its disk, which is its name's end.
 const CHECKPOINTS_ARE_WHOLE: &str = r#"
 pando() { "$PANDO_BINARY" "$@"; }
 pando checkpoint verify >&2
@@ -64,11 +65,13 @@ ${last#c}" ]
   pando exec vm sha256sum -c /data/sum >&2
 fi
 "#;
-/// Checkpoints come and go, and what nobody needs is swept, until the power is cut.
+/// Checkpoints come and go, and what nobody needs is swept, until the power is cut: `DELAY` seconds after the beginning, or,
+/// each other time, after the first of them is stored.
 const CHECKPOINTS_UNTIL_THE_CUT: &str = r#"
 [ -n "$last" ] || pando run --name vm --memory 128M rootfs >&2
-(sleep "$DELAY"; echo PANDO-CUT-POWER) &
-while :; do pando checkpoint gc >&2; done &
+cut() { (sleep "$DELAY"; echo PANDO-CUT-POWER) & }
+[ $((ROUND % 2)) = 1 ] || cut
+while pando checkpoint gc >&2; do :; done && echo "gc failed" &
 number=$((ROUND * 1000))
 older=
 while :; do
@@ -77,6 +80,7 @@ while :; do
     head -c 3000000 /dev/urandom > /data/blob; sha256sum /data/blob > /data/sum"
   pando checkpoint create vm "c$number" --wait >&2
   echo "stored c$number"
+  [ -n "$older" ] || [ $((ROUND % 2)) = 0 ] || cut
   if [ -n "$older" ]; then
     echo "removing $older"
     pando checkpoint rm "$older" >&2
@@ -106,9 +110,8 @@ fn checkpoints_that_were_stored_survive_power_cuts_of_the_host_and_half_written_
     let (folder, disk) = folder();
     let mut stored: Vec<String> = Vec::new();
     for round in 1..=cuts {
-        // From the first save to a moment when some are stored.
-        let delay =
-            2.0 + f64::from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_millis()) / 1000.0 * 24.0;
+        // Up to the time that two of them take.
+        let delay = f64::from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_millis()) / 1000.0 * 20.0;
         let variables = [("STORED", stored.join(" ")), ("ROUND", round.to_string()), ("DELAY", format!("{delay:.2}"))];
         let script = format!("{CHECKPOINTS_ARE_WHOLE}{CHECKPOINTS_UNTIL_THE_CUT}");
         let cut = machine(folder.path(), &disk, "cut.sh", &script, &variables);
@@ -118,11 +121,12 @@ fn checkpoints_that_were_stored_survive_power_cuts_of_the_host_and_half_written_
                 Some(("stored", name)) => stored.push(name.to_owned()),
                 // Whether it was is not known, and either is right.
                 Some(("removing", name)) => stored.retain(|known| known != name),
-                _ => (),
+                _ => assert_ne!(line, "gc failed", "{cut:?}"),
             }
         }
         println!("cut {round} after {delay:.2} s: {stored:?}");
     }
+    assert!(!stored.is_empty(), "there is something to look for");
     let variables = [("STORED", stored.join(" "))];
     machine(folder.path(), &disk, "after.sh", CHECKPOINTS_ARE_WHOLE, &variables).ok();
 }
