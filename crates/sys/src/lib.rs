@@ -20,7 +20,7 @@ pub mod probe; // how fast this computer's KVM is
 pub use error::SysError;
 pub use kick::Kicker;
 pub use memory::{HUGE_PAGE, guest_memory, unshare};
-pub use process::{disown_children, fork, is_one_file};
+pub use process::{disown_children, fork, give_way, is_one_file};
 pub use random::reseed;
 pub use userfault::{Userfault, collapse, give_back};
 pub use vcpu::{Exit, Vcpu};

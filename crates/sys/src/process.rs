@@ -1,8 +1,12 @@
 //! `fork(2)`, and what a child may keep.
 
 use crate::SysError;
-use rustix::process::Pid;
+use rustix::process::{Pid, setpriority_process};
+use rustix::thread::gettid;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+/// The weight of a thread that gives way: 15 against the usual 1024 (`sched_prio_to_weight` of the kernel).
+const NICE: i32 = 19;
 
 /// Copies this process. In the child only the calling thread exists, only the standard descriptors and `keep` are open,
 /// and `in_child` gets `keep`. When it is through, the process ends: what the parent's stack owns there (descriptors that
@@ -50,6 +54,12 @@ pub fn disown_children() -> Result<(), SysError> {
         libc::SIG_ERR => Err(SysError::last("signal(SIGCHLD)")),
         _ => Ok(()),
     }
+}
+
+/// From here on the calling thread leaves the CPUs to others that want them. For work that nobody waits for.
+pub fn give_way() {
+    // It may always; and if it might not, it would have the usual share.
+    let _ = setpriority_process(Some(gettid()), NICE);
 }
 
 /// Closes every descriptor above the standard ones that is not in `keep`.

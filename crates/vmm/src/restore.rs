@@ -66,7 +66,7 @@ impl Image {
         let server = Arc::new(PageServer::new(clients, described.chunk_pages));
         // Before anything touches the memory, the kernel on behalf of KVM included.
         let userfault = Userfault::new(memory.clone())?;
-        let spec = pager::Spec { expected: described.expected, ..Default::default() };
+        let spec = pager::Spec { missing: Some(described.held), expected: described.expected, ..Default::default() };
         let on_end = move |end| server::tell(end, &events);
         let pager = Pager::start(userfault, Source(Arc::clone(&server)), spec, on_end)?;
         let disk = DiskImage::Stored { len_bytes: wanted.disk_bytes, server: Arc::clone(&server) };

@@ -5,7 +5,7 @@ use crate::gate::lock;
 use crate::owner::{Event, Events};
 use pando_disk::{BLOCK_BYTES, Disk, FlushError, WriteError};
 use pando_memory::pager::{End, FetchError, Fetched, PageSource, Pager, Stats, Wanted};
-use pando_wire::pages::{AskError, Client};
+use pando_wire::pages::{self, AskError, Client};
 use pando_wire::saved::PAGE_BYTES;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -49,7 +49,7 @@ impl PageServer {
     /// Over `clients`, at least two, which reads `chunk_pages` at once.
     pub(crate) fn new(clients: Vec<Client<UnixStream>>, chunk_pages: u32) -> Self {
         let mut urgent: Vec<_> = clients.into_iter().map(Lane::new).collect();
-        let others = urgent.split_off(urgent.len() / 2);
+        let others = urgent.split_off(pages::urgent(urgent.len()));
         Self { urgent, others, chunk_pages }
     }
 

@@ -101,7 +101,11 @@ impl Vm {
         let platform = Platform::build(&machine.platform, twin, disk, host, Arc::clone(&vm), &memory, gate.closed())?;
         let started = Self::spawn(vm, memory, Arc::new(platform), gate, machine, vcpus, events);
         timings.devices_us = clock.lap_us();
-        Ok(Self { expected, arriving, ..started.map_err(StartError::Thread)? })
+        let started = started.map_err(StartError::Thread)?;
+        if let Some(arriving) = &arriving {
+            arriving.pager.begin_fill();
+        }
+        Ok(Self { expected, arriving, ..started })
     }
 
     fn spawn(

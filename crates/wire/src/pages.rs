@@ -11,6 +11,8 @@ use std::io::{self, Read, Write};
 
 /// The most runs of a working set: as many as a pager records.
 pub const MAX_EXPECTED: usize = 1 << 16;
+/// The most runs of pages that are not zero: with those of a working set they fit into a frame.
+pub const MAX_HELD: usize = 1 << 14;
 /// The most pages of one request: what a pager asks for at most.
 pub const MAX_PAGES: u32 = 512;
 
@@ -20,6 +22,12 @@ pub const MAX_PAGES: u32 = 512;
 pub struct Serve {
     /// How many come.
     pub connections: u32,
+}
+
+/// How many of a monitor's connections, the first ones, are for what its guest waits for. The others are for the rest, and
+/// give way to everything else on the host.
+pub const fn urgent(connections: usize) -> usize {
+    connections.div_ceil(2)
 }
 
 /// What the monitor asks.
@@ -63,6 +71,8 @@ pub struct Description {
     pub disk_pages: u64,
     /// How many pages are read at once, at multiples of that: a power of two.
     pub chunk_pages: u32,
+    /// Runs of pages of RAM, in order, at most [`MAX_HELD`]: all others are zero, and need not be asked for.
+    pub held: Vec<(u32, u32)>,
     /// What an earlier monitor [recorded](Ask::Recorded).
     pub expected: Vec<(u32, u32)>,
 }
@@ -108,10 +118,11 @@ impl<S: Read + Write> Client<S> {
     /// What there is, and the machine's state.
     pub fn describe(&mut self) -> Result<(Description, Vec<u8>), AskError> {
         let Answer::Described(description) = self.ask(&Ask::Describe)? else { return Err(AskError::Answer) };
-        let Description { state_bytes, chunk_pages, expected, .. } = &description;
+        let Description { state_bytes, chunk_pages, held, expected, .. } = &description;
         let is_possible = *state_bytes as usize <= MAX_STATE_BYTES
             && chunk_pages.is_power_of_two()
             && *chunk_pages <= MAX_PAGES
+            && held.len() <= MAX_HELD
             && expected.len() <= MAX_EXPECTED;
         if !is_possible {
             return Err(AskError::Answer);
@@ -196,7 +207,8 @@ mod tests {
 
     fn description() -> Description {
         let machine = Machine { kind: "k".into(), version: 1, arch: "a".into(), cpu_features: Vec::new() };
-        Description { machine, state_bytes: 3, memory_pages: 8, disk_pages: 4, chunk_pages: 4, expected: vec![(1, 2)] }
+        let (held, expected) = (vec![(0, 3)], vec![(1, 2)]);
+        Description { machine, state_bytes: 3, memory_pages: 8, disk_pages: 4, chunk_pages: 4, held, expected }
     }
 
     #[test]
@@ -227,6 +239,7 @@ mod tests {
             Description { chunk_pages: 3, ..description() },
             Description { chunk_pages: 0, ..description() },
             Description { chunk_pages: 1 << 10, ..description() },
+            Description { held: vec![(0, 1); MAX_HELD + 1], ..description() },
         ] {
             assert!(matches!(saying(&Answer::Described(described), b"abc").describe(), Err(AskError::Answer)));
         }

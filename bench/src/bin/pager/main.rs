@@ -52,6 +52,7 @@ fn start(len: u64, source: Source, spec: Spec) -> Result<Lazy, Failure> {
     // Nobody may be left to be told.
     let on_end = move |end| drop(tell.send(end));
     let pager = Pager::start(Userfault::new(memory.clone())?, source, spec, on_end)?;
+    pager.begin_fill();
     Ok(Lazy { pager, memory, ends })
 }
 

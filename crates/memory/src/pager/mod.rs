@@ -3,7 +3,8 @@
 //! ```text
 //!                        ┌ fault threads ─ fetch now, neighbours too ─┐
 //! touch a missing page ─►│                                            ├─► PageSource ─► put there, wake
-//!                        └ fill threads ── expected first, then all ──┘
+//!                        │                 meanwhile what is expected │
+//!                        └ fill threads ── then all ──────────────────┘
 //!                                                                        all there: unregister, huge pages
 //! ```
 //!
@@ -35,10 +36,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
+/// One that listens, and one that answers.
+const FEWEST_FAULT_THREADS: u32 = 2;
+
 /// What a pager is to do.
 #[derive(Debug, Clone, Default)]
 pub struct Spec {
-    /// What is missing; everything when there is nothing said. What is not missing is there already, or zero.
+    /// What is missing; everything when there is nothing said. What is not missing is there already, or zero, and nobody
+    /// is asked for it.
     pub missing: Option<Runs>,
     /// What the guest will want first, in that order: what an earlier pager [recorded](Pager::recorded). A hint; pages
     /// that do not exist are ignored.
@@ -54,7 +59,7 @@ pub struct Tuning {
     pub around_pages: u32,
     /// Pages that are fetched at once while nobody waits; likewise.
     pub fill_pages: u32,
-    /// Threads for faults, at least two: one always listens.
+    /// Threads for faults, at least two: one always listens. All but one more bring what is expected meanwhile.
     pub fault_threads: u32,
     /// Threads for the rest, at least one.
     pub fill_threads: u32,
@@ -71,7 +76,7 @@ impl Default for Tuning {
         Self {
             around_pages: 16,
             fill_pages: 64,
-            fault_threads: 3,
+            fault_threads: 4,
             fill_threads: 2,
             stall_limit: Duration::from_secs(30),
             record_pages: 1 << 16,
@@ -145,7 +150,8 @@ type OnEnd = Box<dyn FnOnce(End) + Send>;
 pub struct Pager(Arc<Shared>);
 
 impl Pager {
-    /// Starts to bring the memory that `userfault` has registered, and that nobody has touched since.
+    /// Starts to bring the memory that `userfault` has registered, and that nobody has touched since: what is waited for and
+    /// what is expected, until the [fill](Pager::begin_fill) begins.
     ///
     /// `on_end` is called once, perhaps before this returns, by any thread that uses the pager. It must be brief, must
     /// not panic, and must not use the pager.
@@ -160,9 +166,8 @@ impl Pager {
             None => all.clone(),
             Some(runs) => runs.iter().map(|run| existing(&all, *run)).collect::<Result<_, _>>()?,
         };
-        let end = all.iter().map(|region| region.end).max().unwrap_or(0);
         let guarded = Guarded {
-            state: State::new(&missing, end, &spec, source.chunk_pages()),
+            state: State::new(&all, &missing, &spec, source.chunk_pages()),
             on_end: Some(Box::new(on_end)),
             is_held: false,
             was_held: false,
@@ -182,7 +187,7 @@ impl Pager {
             wake: wake.map_err(|error| StartError::Threads(error.into()))?,
         });
         shared.end_if_complete(&mut shared.lock());
-        for _ in 0..shared.tuning.fault_threads.max(2) {
+        for _ in 0..shared.tuning.fault_threads.max(FEWEST_FAULT_THREADS) {
             spawn("pager-faults", &shared, |shared| shared.serve_faults())?;
         }
         for _ in 0..shared.tuning.fill_threads.max(1) {
@@ -206,9 +211,17 @@ impl Pager {
         Held { shared: &self.0, guarded, since }
     }
 
+    /// Begins to bring the rest as well, while nobody waits: it needs CPUs, and may find what cannot be had, so it does not
+    /// begin before the guest runs.
+    pub fn begin_fill(&self) {
+        self.0.lock().state.begin_fill();
+        self.0.fills.notify_all();
+    }
+
     /// Somebody waits for all of it: from now on the rest comes as fast as it can, also while the guest waits for a page.
     pub fn hurry(&self) {
         self.0.lock().state.hurry();
+        self.0.faults.notify_all();
         self.0.fills.notify_all();
     }
 

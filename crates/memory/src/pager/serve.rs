@@ -6,8 +6,8 @@
 
 use super::source::{FetchError, Fetched, PageSource, SourceError, Wanted};
 use super::state::{Phase, State};
-use super::{End, OnEnd, PagerError, Tuning};
-use pando_sys::{SysError, Userfault};
+use super::{End, FEWEST_FAULT_THREADS, OnEnd, PagerError, Tuning};
+use pando_sys::{SysError, Userfault, give_way};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -85,11 +85,9 @@ impl Shared {
                     _ => self.faults.notify_all(),
                 }
             }
-            let queued = guarded.state.queued();
-            let Some(claimed) = guarded.state.claim_fault(Instant::now()) else {
-                if queued > 0 {
-                    self.fills.notify_all(); // They have waited for those, which came otherwise.
-                }
+            let claimed = guarded.state.claim_fault(Instant::now());
+            let Some(claimed) = claimed.or_else(|| self.claim_ahead(&mut guarded)) else {
+                self.fills.notify_all(); // What they gave way to may have come otherwise.
                 if guarded.is_listening {
                     guarded.idle += 1;
                     guarded = wait(&self.faults, guarded);
@@ -102,6 +100,12 @@ impl Shared {
             guarded = self.lock();
         }
         self.faults.notify_all();
+    }
+
+    /// What is expected, for a thread that has no fault to answer, if there is still one for the next fault.
+    fn claim_ahead(&self, guarded: &mut Guarded) -> Option<Range<u32>> {
+        let most = self.tuning.fault_threads.saturating_sub(FEWEST_FAULT_THREADS);
+        if guarded.is_listening { guarded.state.claim_ahead(most as usize, Instant::now()) } else { None }
     }
 
     /// Answers what needs no source, queues the rest, and sees whether the source still answers.
@@ -117,8 +121,9 @@ impl Shared {
         }
     }
 
-    /// The life of a fill thread.
+    /// The life of a fill thread. The guest, its devices and who answers its faults go first.
     pub(super) fn fill(&self) {
+        give_way();
         let mut fetched = Fetched::default();
         let mut guarded = self.lock();
         while guarded.state.phase == Phase::Filling {

@@ -94,7 +94,7 @@ pub enum Origin {
 
 /// How many connections to a page server a monitor has: so many pages can be on their way at a time, some of them those
 /// that the guest waits for.
-pub const PAGES_CONNECTIONS: usize = 4;
+pub const PAGES_CONNECTIONS: usize = 5;
 
 /// A machine at power-on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,8 +1,8 @@
 //! What a checkpoint answers.
 
 use crate::failure::Failure;
-use pando_store::{Checkpoint, Layer, OpenCheckpoint, PAGE_BYTES, Page, ReadError, Store};
-use pando_wire::pages::{Answer, Ask, Description, MAX_EXPECTED, MAX_PAGES, Run};
+use pando_store::{Checkpoint, Layer, Manifest, OpenCheckpoint, PAGE_BYTES, Page, ReadError, Store};
+use pando_wire::pages::{Answer, Ask, Description, MAX_EXPECTED, MAX_HELD, MAX_PAGES, Run};
 use pando_wire::saved::{MAX_PAGES_AT_ONCE, Machine};
 use std::error::Error;
 use std::ops::Range;
@@ -66,6 +66,7 @@ impl Served {
             disk_pages: self.disk.pages(),
             // Others are possible, and then read as they come.
             chunk_pages: if chunk_pages.is_power_of_two() { chunk_pages } else { 1 },
+            held: held(self.memory.manifest()),
             expected: self.expected.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         })
     }
@@ -127,6 +128,36 @@ fn next_held(layer: &Layer, from: u64) -> Option<u64> {
     })
 }
 
+/// Runs of pages outside of which there are only zeroes. Small gaps are passed over, as large as it takes to have no more runs
+/// than can be told.
+fn held(memory: &Manifest) -> Vec<(u32, u32)> {
+    let mut gaps = (0..u32::BITS).map(|size| 1 << size);
+    let whole = || vec![(0, pages(memory.pages()))];
+    gaps.find_map(|gap| Some(runs(memory, gap)).filter(|runs| runs.len() <= MAX_HELD)).unwrap_or_else(whole)
+}
+
+/// Runs of chunks with data, with less than `gap` chunks between them.
+fn runs(memory: &Manifest, gap: u64) -> Vec<(u32, u32)> {
+    let chunk_pages = u64::from(memory.chunk_pages());
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    for index in memory.spans().iter().filter(|span| span.chunk.is_some()).map(|span| span.index) {
+        match runs.last_mut().filter(|run| index - run.end < gap) {
+            Some(run) => run.end = index + 1,
+            None => runs.push(index..index + 1),
+        }
+    }
+    let run = |run: &Range<u64>| {
+        let (first, end) = (run.start * chunk_pages, (run.end * chunk_pages).min(memory.pages()));
+        (pages(first), pages(end - first))
+    };
+    runs.iter().map(run).collect()
+}
+
+/// RAM has fewer pages than that; else a monitor finds that there are no such pages.
+fn pages(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
 fn expected(store: &Store, memory: &Layer) -> Vec<(u32, u32)> {
     let noted = store.working_set(memory.id()).unwrap_or_default();
     let run = |run: Range<u64>| Some((u32::try_from(run.start).ok()?, u32::try_from(run.end - run.start).ok()?));
@@ -146,4 +177,40 @@ fn chain(error: &dyn Error) -> Vec<String> {
         cause = error.source();
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pando_store::Kind;
+
+    #[test]
+    fn every_page_with_bytes_is_told_of_in_few_runs_however_they_are_strewn() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).unwrap();
+        let page = [7; PAGE_BYTES];
+        for (count, every) in [(3, 100), (MAX_HELD as u64 + 1, 9)] {
+            let writer = store.writer().unwrap();
+            let mut layer = writer.layer(Kind::Memory, count * every).unwrap();
+            (0..count).for_each(|at| layer.write(at * every, &page).unwrap());
+            let machine = pando_store::Machine {
+                kind: "k".into(),
+                version: 1,
+                arch: "a".into(),
+                cpu_features: Vec::new(),
+                state: Vec::new(),
+            };
+            let (name, memory) = (count.to_string(), Some(layer.finish().unwrap()));
+            writer
+                .publish(&Checkpoint { name: name.clone(), created_ms: 1, machine, memory, disks: Vec::new() })
+                .unwrap();
+            let layer = store.open_checkpoint(&name).unwrap().memory().unwrap().unwrap();
+            let held = held(layer.manifest());
+            assert!(held.len() <= MAX_HELD);
+            let is_told = |page: u64| held.iter().any(|run| range(*run).contains(&page));
+            assert!((0..count).step_by(97).chain([count - 1]).all(|at| is_told(at * every)));
+            assert!(held.is_sorted() && range(*held.last().unwrap()).end <= count * every);
+            assert_eq!(held.len() == 3, count == 3, "no coarser than it must be");
+        }
+    }
 }

@@ -2,9 +2,10 @@
 
 use super::answer::Served;
 use crate::failure::Failure;
+use pando_sys::give_way;
 use pando_wire::control::Connection;
 use pando_wire::frame;
-use pando_wire::pages::{Answer, Ask, Serve};
+use pando_wire::pages::{Answer, Ask, Serve, urgent};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -17,9 +18,16 @@ pub(super) fn run(store: &Path, name: &str) -> Result<ExitCode, Failure> {
     match Served::open(store, name) {
         Ok(served) => {
             thread::scope(|scope| {
-                for connection in &mut connections {
-                    // A connection that breaks is the monitor's to notice.
-                    scope.spawn(|| serve(connection, |ask, bytes| served.answer(ask, bytes)));
+                let urgent = urgent(connections.len());
+                for (at, connection) in connections.iter_mut().enumerate() {
+                    let served = &served;
+                    scope.spawn(move || {
+                        if at >= urgent {
+                            give_way();
+                        }
+                        // A connection that breaks is the monitor's to notice.
+                        serve(connection, |ask, bytes| served.answer(ask, bytes))
+                    });
                 }
             });
             Ok(ExitCode::SUCCESS)

@@ -51,6 +51,8 @@ pub(super) struct Claim {
     pub(super) why: Why,
     pub(super) since: Instant,
     is_installing: bool,
+    /// Who could answer a fault fetches them.
+    is_ahead: bool,
     /// What went wrong when it was last tried.
     trouble: Option<SourceError>,
 }
@@ -59,7 +61,7 @@ pub(super) struct State {
     pub(super) phase: Phase,
     pub(super) stats: Stats,
     missing: PageSet,
-    /// Settled, and nothing was put there.
+    /// Settled, and nothing was put there. At the beginning, what is not missing: where that is there, nobody waits.
     zeroes: PageSet,
     /// They do not overlap.
     claims: Vec<Claim>,
@@ -72,6 +74,8 @@ pub(super) struct State {
     /// Pages that came with bytes, for each huge page.
     dense: Vec<u16>,
     recorder: Recorder,
+    /// Also what nobody waits for or expects comes.
+    fills: bool,
     /// What is missing gives way to nobody.
     is_hurried: bool,
     around: u32,
@@ -79,17 +83,22 @@ pub(super) struct State {
 }
 
 impl State {
-    /// `missing`: runs of pages that are all in memory, which ends before page `end`.
-    pub(super) fn new(missing: &[Range<u32>], end: u32, spec: &Spec, chunk_pages: u32) -> Self {
-        let mut set = PageSet::below(end);
+    /// `missing`: runs of pages that are all in the memory, which is `all`.
+    pub(super) fn new(all: &[Range<u32>], missing: &[Range<u32>], spec: &Spec, chunk_pages: u32) -> Self {
+        let end = all.iter().map(|region| region.end).max().unwrap_or(0);
+        let (mut set, mut zeroes) = (PageSet::below(end), PageSet::below(end));
         missing.iter().for_each(|run| set.insert(run.clone()));
+        all.iter().for_each(|run| zeroes.insert(run.clone()));
+        for run in missing {
+            zeroes.remove(run.clone());
+        }
         let Tuning { around_pages, fill_pages, record_pages, .. } = spec.tuning;
         let window = |pages: u32| pages.max(chunk_pages).clamp(1, HUGE).next_power_of_two();
         Self {
             phase: Phase::Filling,
             stats: Stats::default(),
             missing: set,
-            zeroes: PageSet::below(end),
+            zeroes,
             claims: Vec::new(),
             queue: VecDeque::new(),
             waiting: Vec::new(),
@@ -97,6 +106,7 @@ impl State {
             fill_at: 0,
             dense: vec![0; end.div_ceil(HUGE) as usize],
             recorder: Recorder { most: record_pages, ..Default::default() },
+            fills: false,
             is_hurried: false,
             around: window(around_pages),
             fill: window(fill_pages),
@@ -152,14 +162,29 @@ impl State {
         None
     }
 
+    /// From now on, what nobody waits for or expects is claimed as well.
+    pub(super) fn begin_fill(&mut self) {
+        self.fills = true;
+    }
+
     /// From now on, what is missing is claimed whoever waits.
     pub(super) fn hurry(&mut self) {
+        self.fills = true;
         self.is_hurried = true;
     }
 
-    /// Claims what is expected, and then, while nobody waits for a fetch or in a hurry, what is missing, from the first
-    /// page on.
-    pub(super) fn claim_fill(&mut self, now: Instant) -> Option<Range<u32>> {
+    /// Claims what will be waited for, unless `most` of such claims are under way: what is expected, and in a hurry the
+    /// rest.
+    pub(super) fn claim_ahead(&mut self, most: usize, now: Instant) -> Option<Range<u32>> {
+        if self.claims.iter().filter(|claim| claim.is_ahead).count() >= most {
+            return None;
+        }
+        let claimed = self.claim_expected(now).or_else(|| if self.is_hurried { self.claim_fill(now) } else { None })?;
+        self.claims.last_mut()?.is_ahead = true;
+        Some(claimed)
+    }
+
+    fn claim_expected(&mut self, now: Instant) -> Option<Range<u32>> {
         while let Some(run) = self.expected.pop_front() {
             let Some(page) = self.first_free(run.clone()) else { continue };
             let rounded = window(run.start, self.around).start..window(run.end - 1, self.around).end;
@@ -169,8 +194,15 @@ impl State {
             }
             return self.claim(page, within, Why::Expected, now);
         }
-        let somebody_waits = self.queued() > 0 || self.claims.iter().any(|claim| claim.why == Why::Fault);
-        if somebody_waits && !self.is_hurried {
+        None
+    }
+
+    /// Claims what is missing, from the first page on, while nobody waits for a fetch and nothing is expected, or in a
+    /// hurry.
+    pub(super) fn claim_fill(&mut self, now: Instant) -> Option<Range<u32>> {
+        let is_urgent = |claim: &Claim| claim.why != Why::Fill;
+        let gives_way = self.queued() > 0 || !self.expected.is_empty() || self.claims.iter().any(is_urgent);
+        if !self.fills || gives_way && !self.is_hurried {
             return None;
         }
         let page = self.first_free(self.fill_at..u32::MAX)?;
@@ -204,7 +236,14 @@ impl State {
         }
         let pages = self.missing.run_around(page, &within);
         self.stats.fetches += 1;
-        self.claims.push(Claim { pages: pages.clone(), why, since: now, is_installing: false, trouble: None });
+        self.claims.push(Claim {
+            pages: pages.clone(),
+            why,
+            since: now,
+            is_installing: false,
+            is_ahead: false,
+            trouble: None,
+        });
         Some(pages)
     }
 

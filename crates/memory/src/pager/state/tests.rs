@@ -5,8 +5,11 @@ const CHUNK: u32 = 4;
 /// 4096 pages, all missing, and the clock.
 fn state(expected: &[(u32, u32)]) -> (State, Instant) {
     let spec = Spec { expected: expected.to_vec(), ..Spec::default() };
-    let missing = 0..4096;
-    (State::new(std::slice::from_ref(&missing), 4096, &spec, CHUNK), Instant::now())
+    let all = 0..4096;
+    let all = std::slice::from_ref(&all);
+    let mut state = State::new(all, all, &spec, CHUNK);
+    state.begin_fill();
+    (state, Instant::now())
 }
 
 /// A source's answer: bytes, and zeroes for the pages from `zero_from` on.
@@ -57,11 +60,18 @@ fn in_a_hurry_the_fill_goes_on_whoever_waits() {
 fn faults_go_before_the_fill_and_what_is_expected_goes_on() {
     let (mut state, now) = state(&[(500, 1)]);
     state.fault(100, now);
-    assert_eq!(state.claim_fill(now), Some(496..512), "expected, with what came along the first time");
     assert_eq!(state.claim_fill(now), None, "a fault is queued");
     let fault = state.claim_fault(now).unwrap();
     assert_eq!(state.claim_fill(now), None, "a fault is fetched");
     bring(&mut state, &fault, u32::MAX, now);
+    assert_eq!(state.claim_fill(now), None, "something is expected");
+    assert_eq!(state.claim_ahead(0, now), None, "the others are for faults");
+    let expected = state.claim_ahead(1, now).unwrap();
+    assert_eq!(expected, 496..512, "with what came along the first time");
+    assert_eq!(state.claim_ahead(1, now), None, "one is under way");
+    assert_eq!(state.claim_fill(now), None, "what is expected is fetched");
+    bring(&mut state, &expected, u32::MAX, now);
+    assert_eq!(state.claim_ahead(1, now), None, "nobody is in a hurry");
     assert_eq!(state.claim_fill(now), Some(0..64));
     assert_eq!(state.claim_fill(now), Some(64..96), "up to what is there");
     assert_eq!(state.claim_fill(now), Some(112..128));
@@ -70,14 +80,38 @@ fn faults_go_before_the_fill_and_what_is_expected_goes_on() {
 #[test]
 fn what_is_expected_comes_in_its_order_and_nothing_is_claimed_twice() {
     let (mut state, now) = state(&[(1000, 200), (5, 1), (9, 1), (4095, 9), (u32::MAX, 5), (3, 0)]);
+    state.hurry();
     let mut order = Vec::new();
-    while let Some(claimed) = state.claim_fill(now) {
+    while let Some(claimed) = state.claim_ahead(usize::MAX, now) {
         order.push(claimed);
     }
     assert_eq!(order[..6], [992..1024, 1024..1088, 1088..1152, 1152..1200, 0..16, 4080..4096]);
     order.sort_by_key(|claimed| claimed.start);
     let ends_meet = order.windows(2).all(|pair| pair[0].end == pair[1].start);
     assert!(ends_meet && order[0].start == 0 && order.last().unwrap().end == 4096, "{order:?}");
+}
+
+#[test]
+fn what_was_expected_and_came_otherwise_keeps_nothing_back() {
+    let (mut state, now) = state(&[(100, 1)]);
+    state.fault(100, now);
+    let fault = state.claim_fault(now).unwrap();
+    bring(&mut state, &fault, u32::MAX, now);
+    assert_eq!(state.claim_fill(now), None, "it is not known yet");
+    assert_eq!(state.claim_ahead(1, now), None);
+    assert_eq!(state.claim_fill(now), Some(0..64));
+}
+
+#[test]
+fn what_was_never_missing_is_there_or_zero() {
+    let (all, missing) = ([0..4096, 8192..12288], [64..128, 8192..8200]);
+    let mut state = State::new(&all, &missing, &Spec::default(), CHUNK);
+    let now = Instant::now();
+    assert_eq!(state.fault(130, now), Some(128..144), "zero: no fetch");
+    assert_eq!(state.fault(8201, now), Some(8200..8208));
+    assert_eq!(state.fault(127, now), None);
+    assert_eq!(state.claim_fault(now), Some(112..128));
+    assert_eq!(state.missing(), [(64, 64), (8192, 8)]);
 }
 
 #[test]
@@ -100,7 +134,8 @@ fn zeroes_near_a_page_that_somebody_wants_come_along() {
     let (mut state, now) = state(&[(64, 1)]);
     state.fault(2, now);
     for zeroes_come in [true, true, false] {
-        let claimed = state.claim_fault(now).or_else(|| state.claim_fill(now)).unwrap();
+        let claimed = state.claim_fault(now).or_else(|| state.claim_ahead(1, now)).or_else(|| state.claim_fill(now));
+        let claimed = claimed.unwrap();
         assert_eq!(state.begin_install(&claimed).1, zeroes_come);
         assert_eq!(state.settle(&claimed, &fetched(&claimed, 0), now), []);
     }

@@ -161,8 +161,8 @@ impl PageSource for Whole {
     }
 }
 
-/// A source that never answers who waits, and takes its time for the others.
-struct Stuck;
+/// A source that never answers who waits for this page, and takes its time for the others.
+struct Stuck(u32);
 
 impl PageSource for Stuck {
     fn chunk_pages(&self) -> u32 {
@@ -170,7 +170,7 @@ impl PageSource for Stuck {
     }
 
     fn fetch(&self, wanted: &Wanted, fetched: &mut Fetched) -> Result<(), FetchError> {
-        if wanted.is_urgent {
+        if wanted.pages.contains(&self.0) {
             hang();
         }
         thread::sleep(Duration::from_millis(20));
@@ -180,7 +180,7 @@ impl PageSource for Stuck {
 
 #[test]
 fn in_a_hurry_the_rest_comes_while_somebody_waits() {
-    let (pager, memory, _ends) = start(lazy(8, 4), Stuck, Spec::default());
+    let (pager, memory, _ends) = start(lazy(8, 4), Stuck(HIGH + 1020), Spec::default());
     let waiting = reader(&memory, HIGH + 1020);
     until("it waits", || pager.stats().faults == 1);
     thread::sleep(A_WHILE);

@@ -96,6 +96,7 @@ fn start(
     let memory = userfault.memory().clone();
     let (tell, ends) = channel();
     let pager = Pager::start(userfault, source, spec, move |end| tell.send(end).unwrap()).unwrap();
+    pager.begin_fill();
     (pager, memory, ends)
 }
 
