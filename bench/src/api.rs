@@ -149,12 +149,17 @@ impl Daemon {
         body: &impl serde::Serialize,
     ) -> Result<A, ApiError> {
         let body = serde_json::to_vec(body).map_err(|error| ApiError::Answer(error.to_string()))?;
+        self.send(method, path, &body)
+    }
+
+    /// One request with any body.
+    pub fn send<A: DeserializeOwned>(&self, method: &str, path: &str, body: &[u8]) -> Result<A, ApiError> {
         let mut stream = UnixStream::connect(self.socket())?;
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: pando\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
-        stream.write_all(&[head.as_bytes(), &body].concat())?;
+        stream.write_all(&[head.as_bytes(), body].concat())?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;
         let text = String::from_utf8_lossy(&answer);

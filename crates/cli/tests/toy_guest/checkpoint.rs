@@ -52,7 +52,7 @@ fn phase(monitor: &Monitor) -> Phase {
 }
 
 /// The lap that each CPU came to first in this monitor, once all have.
-fn next_laps(monitor: &Monitor) -> Vec<u8> {
+pub(crate) fn next_laps(monitor: &Monitor, witness: Witness) -> Vec<u8> {
     let console = monitor.console().unwrap();
     let next = |cpu| {
         console.iter().find_map(|byte| match Told::from_byte(*byte) {
@@ -60,7 +60,7 @@ fn next_laps(monitor: &Monitor) -> Vec<u8> {
             _ => None,
         })
     };
-    (0..WITNESS.vcpus).map(|cpu| next(cpu).unwrap()).collect()
+    (0..witness.vcpus).map(|cpu| next(cpu).unwrap()).collect()
 }
 
 /// Tries until it works.
@@ -99,7 +99,11 @@ fn twenty_children_of_a_seed_part_ways_and_it_stays_a_seed() {
     for child in again.iter().chain(&grandchildren) {
         wait_for_laps(&child.monitor, WITNESS, ALL, LIMIT);
     }
-    assert_eq!(next_laps(&again[0].monitor), next_laps(&again[1].monitor), "all of one seed go on from one instant");
+    assert_eq!(
+        next_laps(&again[0].monitor, WITNESS),
+        next_laps(&again[1].monitor, WITNESS),
+        "all of one seed go on from one instant"
+    );
 }
 
 #[test]
@@ -160,7 +164,7 @@ fn a_vm_that_was_saved_goes_on_from_its_instant_in_another_monitor() {
     save(&seed, dir.path(), "vm");
     let (_, sibling) = seed.fork(1).unwrap();
     wait_for_laps(&sibling[0].monitor, WITNESS, ALL, LIMIT);
-    let next = next_laps(&sibling[0].monitor);
+    let next = next_laps(&sibling[0].monitor, WITNESS);
     drop((parent, sibling, seed)); // All of them, and their files.
 
     let mut woken = Vec::new();
@@ -168,7 +172,7 @@ fn a_vm_that_was_saved_goes_on_from_its_instant_in_another_monitor() {
         let PageServer { mut process, connections } = serve(PANDO.as_ref(), dir.path(), "vm").unwrap();
         let vm = restore(connections).unwrap();
         wait_for_laps(&vm, WITNESS, ALL, LIMIT);
-        assert_eq!(next_laps(&vm), next, "wake {wake}: each CPU goes on with its next lap");
+        assert_eq!(next_laps(&vm, WITNESS), next, "wake {wake}: each CPU goes on with its next lap");
         vm.gather().unwrap();
         let (_, children) = vm.fork(1).unwrap();
         wait_for_laps(&children[0].monitor, WITNESS, ALL, LIMIT);

@@ -1,4 +1,5 @@
 mod ended; // a guest that has ended
+mod fixture; // machines that earlier versions stored
 mod fields; // a machine's state, field by field
 mod law; // saved, restored and saved again, it is the same
 mod resumed; // one that goes on

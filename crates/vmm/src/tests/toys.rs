@@ -36,6 +36,12 @@ impl Toys {
 
     /// A VM that is about to enter `guest`.
     pub(super) fn boot(&mut self, guest: &Guest) -> Vm {
+        let image = self.image(guest);
+        self.start(image)
+    }
+
+    /// That, before it is one.
+    pub(super) fn image(&self, guest: &Guest) -> Image {
         let at = |name: &str| self.dir.path().join(name);
         fs::write(at("base"), vec![0; guest.disk_bytes as usize]).unwrap();
         fs::write(at("kernel"), &guest.kernel).unwrap();
@@ -43,8 +49,7 @@ impl Toys {
         let open = |name| File::open(at(name)).unwrap();
         let disk = DiskImage::Fresh { len_bytes: guest.disk_bytes };
         let kvm = Kvm::from_fd(kvm().unwrap().into()).unwrap();
-        let image = Image::from_kernel(&kvm, &guest.boot(), &mut open("kernel"), &mut open("initramfs"), disk).unwrap();
-        self.start(image)
+        Image::from_kernel(&kvm, &guest.boot(), &mut open("kernel"), &mut open("initramfs"), disk).unwrap()
     }
 
     /// A VM from an image, with files of its own.
@@ -69,6 +74,11 @@ impl Toys {
     /// What the guest of the VM that was started last has written to its console.
     pub(super) fn console(&self) -> Vec<u8> {
         fs::read(self.file("console", self.count - 1)).unwrap()
+    }
+
+    /// The data of the layer that the VM that was started last writes.
+    pub(super) fn data(&self) -> File {
+        File::open(self.file("data", self.count - 1)).unwrap()
     }
 
     fn file(&self, name: &str, index: usize) -> PathBuf {
