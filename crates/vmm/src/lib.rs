@@ -18,8 +18,12 @@ mod server; // where pages of a saved VM come from
 mod restore; // a saved VM as an image
 mod complaints; // what the monitor says in the VM's log
 mod owner; // one owner per VM: the control socket and what the guest does by itself
+#[cfg(any(test, feature = "fuzzing"))]
+mod fuzz; // whatever a store says that a machine was
 
 #[cfg(test)]
 mod tests; // what is promised of a VM, held against toy guests
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub use fuzz::fuzz_machine;
 pub use owner::main;
