@@ -20,9 +20,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const WITNESS: Witness = Witness { vcpus: 2, pages: 16, records: 4 };
+pub(crate) const WITNESS: Witness = Witness { vcpus: 2, pages: 16, records: 4 };
 /// So many laps that every page and every record that was there before is looked at.
-const ALL: usize = WITNESS.records as usize + 2;
+pub(crate) const ALL: usize = WITNESS.records as usize + 2;
 
 /// Where VMGENID's counter lies, which a monitor writes before its guest runs.
 const GENERATION_PAGE: u64 = 0xf_0000 / 4096;
@@ -34,7 +34,7 @@ fn seed() -> Option<(Monitor, Monitor)> {
     Some((parent, seed))
 }
 
-fn save(seed: &Monitor, store: &Path, name: &str) {
+pub(crate) fn save(seed: &Monitor, store: &Path, name: &str) {
     let printed = seed.save(PANDO.as_ref(), store, name).unwrap();
     let sizes: serde_json::Value = serde_json::from_str(&printed).unwrap();
     let memory = serde_json::json!(MEMORY + WITNESS.guest(MEMORY).disk_bytes);
@@ -42,7 +42,7 @@ fn save(seed: &Monitor, store: &Path, name: &str) {
     assert!(sizes["stored_bytes"].is_u64(), "{printed}");
 }
 
-fn restore(connections: Vec<UnixStream>) -> Result<Monitor, MonitorError> {
+pub(crate) fn restore(connections: Vec<UnixStream>) -> Result<Monitor, MonitorError> {
     Monitor::restore(PANDO.as_ref(), &WITNESS.guest(MEMORY), connections)
 }
 
@@ -230,7 +230,8 @@ const ACPI_PAGE: u32 = 0xe_0000 >> 12;
 
 /// Who lies between a monitor and its page server, and keeps back a page that nobody waits for.
 struct Between {
-    is_kept_back: Arc<AtomicBool>,
+    is_slow: Arc<AtomicBool>,
+    /// The ends that a monitor is given.
     monitors: Vec<UnixStream>,
     /// Both ends of all that passes.
     all: Arc<Mutex<Vec<UnixStream>>>,
@@ -238,18 +239,18 @@ struct Between {
 
 impl Between {
     fn new(server: PageServer) -> Self {
-        let (is_kept_back, all) = (Arc::new(AtomicBool::new(true)), Arc::new(Mutex::new(Vec::new())));
+        let (is_slow, all) = (Arc::new(AtomicBool::new(true)), Arc::new(Mutex::new(Vec::new())));
         let mut monitors = Vec::new();
         for server in server.connections {
             let (monitor, ours) = UnixStream::pair().unwrap();
             monitors.push(monitor);
             all.lock().unwrap().extend([ours.try_clone().unwrap(), server.try_clone().unwrap()]);
-            let is_kept_back = Arc::clone(&is_kept_back);
+            let is_slow = Arc::clone(&is_slow);
             let (up, down) = ((ours.try_clone().unwrap(), server.try_clone().unwrap()), (server, ours));
-            thread::spawn(move || pass_asks(up.0, up.1, is_kept_back));
+            thread::spawn(move || pass_asks(up.0, up.1, is_slow));
             thread::spawn(move || pass(down.0, down.1));
         }
-        Self { is_kept_back, monitors, all }
+        Self { is_slow, monitors, all }
     }
 
     /// The server dies.
@@ -260,10 +261,10 @@ impl Between {
     }
 }
 
-fn pass_asks(mut from: UnixStream, mut to: UnixStream, is_kept_back: Arc<AtomicBool>) {
+fn pass_asks(mut from: UnixStream, mut to: UnixStream, is_slow: Arc<AtomicBool>) {
     while let Ok(Some(ask)) = frame::read::<Ask>(&mut from) {
         let has_it = || matches!(ask, Ask::Memory(first, pages) if (first..first + pages).contains(&ACPI_PAGE));
-        while has_it() && is_kept_back.load(Ordering::SeqCst) {
+        while has_it() && is_slow.load(Ordering::SeqCst) {
             thread::sleep(Duration::from_millis(1));
         }
         if frame::write(&mut to, &ask).is_err() {
@@ -294,7 +295,7 @@ fn a_vm_whose_memory_is_on_its_way_runs_and_is_not_forked_before_all_is_there() 
     }
     assert_eq!(vm.ask(&Request::Pause).unwrap(), Response::Done);
     assert_eq!(vm.ask(&Request::Resume).unwrap(), Response::Done);
-    between.is_kept_back.store(false, Ordering::SeqCst);
+    between.is_slow.store(false, Ordering::SeqCst);
     vm.gather().unwrap();
     let (_, children) = vm.fork(1).unwrap();
     wait_for_laps(&children[0].monitor, WITNESS, ALL, LIMIT);
@@ -351,7 +352,7 @@ fn who_forks_a_vm_at_once_after_it_woke_waits_and_every_page_is_right_while_the_
         assert_eq!(vm.ask(&Request::Pause).unwrap(), Response::Done);
         assert_eq!(phase(&vm), Phase::Paused);
         assert!(!is_there.load(Ordering::SeqCst), "it ran and stood still meanwhile");
-        between.is_kept_back.store(false, Ordering::SeqCst);
+        between.is_slow.store(false, Ordering::SeqCst);
         both.into_iter().for_each(|one| one.join().unwrap());
     });
     let seed = vm.seed().unwrap();

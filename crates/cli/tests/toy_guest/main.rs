@@ -8,6 +8,8 @@ mod instant; // several CPUs, memory, disk and vsock, of one instant
 mod descriptors; // what a child has open
 mod deaths; // somebody dies in the middle of it
 mod checkpoint; // seeds, and what was saved of one
+mod moments; // at random
+mod kept; // a checkpoint is of one instant
 mod fixture; // checkpoints that earlier versions exported
 mod killed; // a save is killed at any moment
 mod leftovers; // what 500 children leave behind

@@ -2,7 +2,7 @@
 
 use crate::instant::{WITNESS, boot_in};
 use crate::{LIMIT, MEMORY, needs_kvm};
-use pando_bench::{Monitor, Relay, Told};
+use pando_bench::{Monitor, Relay, Told, serve};
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,6 +25,21 @@ fn the_witness_notices_a_disk_captured_after_the_resume() {
         complaint(&children[0].monitor).is_some_and(|what| what.starts_with("a record on the disk"))
     });
     assert!(noticed, "20 children got a disk that was sealed too late, and the witness found them all well");
+}
+
+#[test]
+#[ignore = "needs a pando with a fault: make test"]
+fn the_witness_notices_a_disk_captured_after_the_resume_in_a_vm_from_the_store() {
+    let pando = planted("PANDO_PLANTED_LATE_DISK");
+    let (parent, dir) = (boot_in(&pando, WITNESS), tempfile::tempdir().unwrap());
+    let noticed = (0..20).any(|number| {
+        let name = format!("c{number}");
+        parent.seed().unwrap().save(&pando, dir.path(), &name).unwrap(); // The seed goes at once.
+        let connections = serve(&pando, dir.path(), &name).unwrap().connections;
+        let vm = Monitor::restore(&pando, &WITNESS.guest(MEMORY), connections).unwrap();
+        complaint(&vm).is_some_and(|what| what.starts_with("a record on the disk"))
+    });
+    assert!(noticed, "20 checkpoints have a disk that was sealed too late, and the witness found them all well");
 }
 
 #[test]
