@@ -5,7 +5,7 @@ use crate::fork::assert_unbroken;
 use crate::instant::{boot, wait_for_laps};
 use crate::{LIMIT, MEMORY, PANDO, needs_kvm};
 use pando_bench::{Child, Guest, Monitor, MonitorError, PageServer, Told, Toy, Witness, serve};
-use pando_store::{Layer, Page, Store};
+use pando_store::{Layer, ManifestId, Page, Store};
 use pando_wire::control::{Connection, Ending, Phase, Request, Response, WorkingSet};
 use pando_wire::frame;
 use pando_wire::pages::{Ask, Client};
@@ -225,20 +225,25 @@ fn memory_above_the_hole_comes_back_as_well() {
     assert_unbroken(&console);
 }
 
-/// A page that a guest has and never touches: the first of its ACPI tables.
-const ACPI_PAGE: u32 = 0xe_0000 >> 12;
+/// How long an answer with these pages, first and how many, is kept back while a server is slow.
+pub(crate) type Delay = fn(u32, u32) -> Duration;
 
-/// Who lies between a monitor and its page server, and keeps back a page that nobody waits for.
-struct Between {
-    is_slow: Arc<AtomicBool>,
+/// Keeps back a page that a guest has and never touches, the first of its ACPI tables.
+fn acpi(first: u32, pages: u32) -> Duration {
+    if (first..first + pages).contains(&(0xe_0000 >> 12)) { LIMIT } else { Duration::ZERO }
+}
+
+/// Who lies between a monitor and its page server, and lets it be slow.
+pub(crate) struct Between {
+    pub(crate) is_slow: Arc<AtomicBool>,
     /// The ends that a monitor is given.
-    monitors: Vec<UnixStream>,
+    pub(crate) monitors: Vec<UnixStream>,
     /// Both ends of all that passes.
     all: Arc<Mutex<Vec<UnixStream>>>,
 }
 
 impl Between {
-    fn new(server: PageServer) -> Self {
+    pub(crate) fn new(server: PageServer, delay: Delay) -> Self {
         let (is_slow, all) = (Arc::new(AtomicBool::new(true)), Arc::new(Mutex::new(Vec::new())));
         let mut monitors = Vec::new();
         for server in server.connections {
@@ -247,7 +252,7 @@ impl Between {
             all.lock().unwrap().extend([ours.try_clone().unwrap(), server.try_clone().unwrap()]);
             let is_slow = Arc::clone(&is_slow);
             let (up, down) = ((ours.try_clone().unwrap(), server.try_clone().unwrap()), (server, ours));
-            thread::spawn(move || pass_asks(up.0, up.1, is_slow));
+            thread::spawn(move || pass_asks(up.0, up.1, delay, &is_slow));
             thread::spawn(move || pass(down.0, down.1));
         }
         Self { is_slow, monitors, all }
@@ -261,10 +266,11 @@ impl Between {
     }
 }
 
-fn pass_asks(mut from: UnixStream, mut to: UnixStream, is_slow: Arc<AtomicBool>) {
+fn pass_asks(mut from: UnixStream, mut to: UnixStream, delay: Delay, is_slow: &AtomicBool) {
     while let Ok(Some(ask)) = frame::read::<Ask>(&mut from) {
-        let has_it = || matches!(ask, Ask::Memory(first, pages) if (first..first + pages).contains(&ACPI_PAGE));
-        while has_it() && is_slow.load(Ordering::SeqCst) {
+        let delay = if let Ask::Memory(first, pages) = ask { delay(first, pages) } else { Duration::ZERO };
+        let came = Instant::now();
+        while is_slow.load(Ordering::SeqCst) && came.elapsed() < delay {
             thread::sleep(Duration::from_millis(1));
         }
         if frame::write(&mut to, &ask).is_err() {
@@ -285,7 +291,7 @@ fn a_vm_whose_memory_is_on_its_way_runs_and_is_not_forked_before_all_is_there() 
     let dir = tempfile::tempdir().unwrap();
     save(&seed, dir.path(), "vm");
     drop((parent, seed));
-    let mut between = Between::new(serve(PANDO.as_ref(), dir.path(), "vm").unwrap());
+    let mut between = Between::new(serve(PANDO.as_ref(), dir.path(), "vm").unwrap(), acpi);
     let vm = restore(std::mem::take(&mut between.monitors)).unwrap();
     wait_for_laps(&vm, WITNESS, ALL, LIMIT);
     for _ in 0..3 {
@@ -317,9 +323,15 @@ fn arriving(store: &Path) -> Option<(Between, Monitor)> {
     let (parent, seed) = seed()?;
     save(&seed, store, "vm");
     drop((parent, seed));
-    let mut between = Between::new(serve(PANDO.as_ref(), store, "vm").unwrap());
+    let mut between = Between::new(serve(PANDO.as_ref(), store, "vm").unwrap(), acpi);
     let vm = restore(std::mem::take(&mut between.monitors)).unwrap();
     Some((between, vm))
+}
+
+/// The hashes of all that a checkpoint holds: they name its layers.
+pub(crate) fn layers(store: &Path, name: &str) -> (Option<ManifestId>, Vec<ManifestId>) {
+    let kept = Store::open(store).unwrap().checkpoint(name).unwrap();
+    (kept.memory, kept.disks)
 }
 
 /// Which pages of the memory hold bytes, and which.
@@ -411,7 +423,7 @@ fn a_page_server_that_dies_ends_the_vm_with_a_sentence() {
     let dir = tempfile::tempdir().unwrap();
     save(&seed, dir.path(), "vm");
     drop((parent, seed));
-    let mut between = Between::new(serve(PANDO.as_ref(), dir.path(), "vm").unwrap());
+    let mut between = Between::new(serve(PANDO.as_ref(), dir.path(), "vm").unwrap(), acpi);
     let vm = restore(std::mem::take(&mut between.monitors)).unwrap();
     let watching = watch(&vm);
     wait_for_laps(&vm, WITNESS, 1, LIMIT);

@@ -10,6 +10,7 @@ mod deaths; // somebody dies in the middle of it
 mod checkpoint; // seeds, and what was saved of one
 mod moments; // at random
 mod kept; // a checkpoint is of one instant
+mod races; // what comes while a VM is at something else
 mod fixture; // checkpoints that earlier versions exported
 mod killed; // a save is killed at any moment
 mod leftovers; // what 500 children leave behind
