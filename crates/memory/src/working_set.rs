@@ -71,7 +71,7 @@ impl Runs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pando_sys::{fork, guest_memory};
+    use pando_sys::{fork, give_back, guest_memory};
     use std::io::{Read, Write};
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
@@ -105,5 +105,31 @@ mod tests {
         });
         // Where there are no huge pages, the page below is one among others.
         assert!([written, with_low].contains(&told), "{told}");
+    }
+
+    #[test]
+    fn what_a_child_gives_back_is_not_its_own_any_more_and_still_its_parents() {
+        let memory = guest_memory(&[(0, HUGE_PAGE)]).unwrap();
+        (0..HUGE_PAGE).step_by(PAGE as usize).for_each(|at| memory.write_obj(1u64, GuestAddress(at)).unwrap());
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let give_back_and_look = |kept: Vec<OwnedFd>| {
+            [3, 4, 5].into_iter().for_each(|page| memory.write_obj(7u64, GuestAddress(page * PAGE)).unwrap());
+            give_back(&memory, 4..5).unwrap(); // What it has written.
+            give_back(&memory, 8..9).unwrap(); // What it shares.
+            let read = [3, 4, 8, 9].map(|page| memory.read_obj::<u64>(GuestAddress(page * PAGE)).unwrap());
+            let pagemap = File::open("/proc/self/pagemap").unwrap();
+            let private = private_pages(&memory, &pagemap, 512).unwrap().unwrap();
+            let mut theirs = UnixStream::from(kept.into_iter().next().unwrap());
+            theirs.write_all(format!("{read:?} {private:?}").as_bytes()).unwrap();
+        };
+        let (child, _theirs) = fork(vec![theirs.into()], give_back_and_look).unwrap();
+        drop(_theirs);
+        let mut told = String::new();
+        ours.read_to_string(&mut told).unwrap();
+        rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).unwrap();
+        assert_eq!(told, "[7, 0, 0, 1] [(3, 1), (5, 1)]");
+        let lost =
+            (0..HUGE_PAGE).step_by(PAGE as usize).find(|at| memory.read_obj::<u64>(GuestAddress(*at)).unwrap() != 1);
+        assert_eq!(lost, None);
     }
 }
