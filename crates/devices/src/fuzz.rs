@@ -2,14 +2,17 @@
 #![allow(clippy::unwrap_used, reason = "for fuzz targets and tests only")]
 
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::serial::Serial;
+use crate::virtio::balloon::{Balloon, FreePages, PAGE_BYTES};
 use crate::virtio::block::{Access, Backing, Block};
 use crate::virtio::mmio::{MmioDevice, Transport, TransportState};
 use crate::virtio::rng::Rng;
@@ -34,6 +37,15 @@ pub fn fuzz_block(data: &[u8]) {
             }
         }
     }
+}
+
+/// `data` is the memory of a guest whose first 2304 bytes hold three queues like that: inflations, deflations, reports.
+pub fn fuzz_balloon(data: &[u8]) {
+    let memory = memory(data);
+    let mut balloon = Balloon::new(Ram(Vec::new()), Arc::default());
+    balloon.activate(u64::MAX);
+    // It ends with what there is.
+    let _ = balloon.process(&mut [queue(0), queue(0x300), queue(0x600)], &memory);
 }
 
 /// `data` is a sequence of things that guest and client do while one connection lives: a byte for what, and its bytes.
@@ -81,6 +93,7 @@ pub fn fuzz_state(data: &[u8]) {
     }
     if let Ok((state, ram)) = postcard::take_from_bytes::<TransportState>(data) {
         run_restored(Rng::new(), &state, ram);
+        run_restored(Balloon::new(Ram(Vec::new()), Arc::default()), &state, ram);
         run_restored(Block::new(Ram(vec![0; 4096]), "fuzz", Access::ReadWrite), &state, ram);
         run_restored(Vsock::new(3, listener().0).unwrap(), &state, ram);
     }
@@ -164,6 +177,12 @@ fn listener() -> (UnixListener, SocketAddr) {
 
 struct Ram(Vec<u8>);
 
+impl FreePages for Ram {
+    fn give_back(&self, pages: Range<u32>) {
+        assert!(!pages.is_empty() && u64::from(pages.end) * PAGE_BYTES <= MEMORY_BYTES as u64, "{pages:?}");
+    }
+}
+
 impl Backing for Ram {
     fn len_bytes(&self) -> u64 {
         self.0.len() as u64
@@ -198,6 +217,15 @@ mod tests {
             descriptor[14..].copy_from_slice(&next.to_le_bytes());
         }
         read[0x102] = 1; // One chain is available, the one that begins at descriptor 0.
+        // A page in the balloon and one that is reported, each the first of its queue.
+        let mut free = vec![0; 0x904];
+        for (at, address, len, flags) in [(0, 0x900_u64, 4_u32, 0_u16), (0x600, 0x3000, 0x1000, 2)] {
+            free[at..at + 8].copy_from_slice(&address.to_le_bytes());
+            free[at + 8..at + 12].copy_from_slice(&len.to_le_bytes());
+            free[at + 12..at + 14].copy_from_slice(&flags.to_le_bytes());
+            free[at + 0x102] = 1;
+        }
+        free[0x900] = 5;
         let step = |what: u8, bytes: &[u8]| [&[what], bytes, &vec![0; 32 - bytes.len()]].concat();
         // An answer to the connection, some data, a chain of two descriptors, and the end.
         let stream = [
@@ -210,6 +238,7 @@ mod tests {
         let rng = Transport::new(Rng::new()).state();
         vec![
             ("block/read", read),
+            ("balloon/free", free),
             ("vsock/stream", stream.concat()),
             ("state/serial", postcard::to_stdvec(&Serial::new().state()).unwrap()),
             ("state/rng", postcard::to_stdvec(&rng).unwrap()),
@@ -227,6 +256,7 @@ mod tests {
                 std::fs::write(&path, &seed).unwrap();
             }
             assert_eq!(std::fs::read(&path).unwrap(), seed, "{name}");
+            fuzz_balloon(&seed);
             fuzz_block(&seed);
             fuzz_vsock(&seed);
             fuzz_state(&seed);
@@ -257,6 +287,7 @@ mod tests {
             let len = next() % 2000;
             // Small numbers are the better lies.
             let data: Vec<u8> = (0..len).map(|_| (next() >> (8 * (next() % 8))) as u8 & (next() % 256) as u8).collect();
+            fuzz_balloon(&data);
             fuzz_block(&data);
             fuzz_vsock(&data);
             fuzz_state(&data);

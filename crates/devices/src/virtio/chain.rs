@@ -97,6 +97,11 @@ impl<'m> Chain<'m> {
         self.writable.len
     }
 
+    /// The buffers that the driver has room in, in its order: where each begins, and how many bytes it has.
+    pub(crate) fn writable(&self) -> impl Iterator<Item = (GuestAddress, usize)> {
+        self.writable.ranges.iter().map(|range| (range.start, range.len))
+    }
+
     /// Copies bytes that the driver sent, from `offset` on.
     pub(crate) fn read_at(&self, offset: usize, data: &mut [u8]) -> Result<(), ChainError> {
         self.readable

@@ -7,6 +7,7 @@
 mod chain; // what a driver put in a queue, checked
 mod queue; // one pass over a queue
 
+pub mod balloon; // memory that the guest does not use
 pub mod block; // a disk
 pub mod mmio; // the registers before every device
 pub mod rng; // random numbers
