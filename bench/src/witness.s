@@ -19,11 +19,13 @@
         .set    BLOCK, 0xd0001000
         .set    VSOCK, 0xd0002000
         .set    RNG, 0xd0003000
+        .set    BALLOON, 0xd0004000
         .set    BLOCK_RINGS, 0x210000   # descriptors; available + 0x400; used + 0x800
         .set    RECEIVE_RINGS, 0x211000
         .set    SEND_RINGS, 0x212000
         .set    EVENT_RINGS, 0x213000
         .set    RANDOM_RINGS, 0x214000
+        .set    REPORT_RINGS, 0x215000
         .set    HEADER, 0x220000        # type, sector; status + 16
         .set    DATA, 0x221000
         .set    RECEIVED, 0x222000      # 16 buffers of 64 bytes
@@ -31,6 +33,7 @@
         .set    EVENTS, 0x224000        # 16 buffers of 64 bytes
         .set    RANDOM, 0x226000        # 16 buffers of 64 bytes
         .set    SEEN, 0x225000          # how many packets were looked at
+        .set    UNUSED, 0x227000        # 16 buffers of 64 bytes, which are no page
 
 start:  mov     rbx, PARAMETERS
         mov     rax, cr4
@@ -63,6 +66,7 @@ start:  mov     rbx, PARAMETERS
         call    set_up_block
         call    set_up_vsock
         call    set_up_rng
+        call    set_up_balloon
         # Start the other CPUs where `other` is copied to.
         lea     rsi, [rip + other]
         mov     edi, START_PAGE << 12
@@ -434,6 +438,20 @@ set_up_rng:
         mov     esi, RANDOM
         call    offer_all
         mov     edi, RNG
+        mov     dword ptr [rdi + 0x70], 15
+        ret
+
+set_up_balloon:
+        mov     edi, BALLOON
+        mov     eax, 1 << 5             # It reports what is free.
+        call    negotiate
+        mov     eax, 4
+        mov     ecx, REPORT_RINGS
+        call    set_up_queue
+        mov     edi, REPORT_RINGS
+        mov     esi, UNUSED
+        call    offer_all
+        mov     edi, BALLOON
         mov     dword ptr [rdi + 0x70], 15
         ret
 

@@ -9,6 +9,7 @@ mod image; // everything a VM is at one instant
 mod files; // the descriptors that a VM is given
 mod platform; // devices, and where the guest finds them
 mod gate; // how all threads are brought to stand still
+mod free_pages; // where the pages go that a guest does not use
 mod vcpu; // a thread per vCPU
 mod device_loop; // one thread for all devices
 mod vm; // start, pause, resume

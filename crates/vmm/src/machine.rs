@@ -10,7 +10,7 @@ use std::sync::Arc;
 /// What says in a store that a state is one of these.
 const KIND: &str = "pando-vmm";
 /// The version of the encoding: another one for every change of what is in here, however deep.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const ARCH: &str = std::env::consts::ARCH;
 /// The most vCPUs of a machine.
 const MAX_VCPUS: usize = 32;

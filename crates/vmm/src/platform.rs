@@ -2,9 +2,12 @@
 
 use crate::boot::{GENERATION_ADDRESS, RESET_PORT, SLEEP_CONTROL_PORT, SLEEP_POWER_OFF};
 use crate::complaints::{Complaints, chain, say};
+use crate::free_pages::ToHost;
 use crate::gate::lock;
+use crate::server::Arriving;
 use pando_devices::serial::{Serial, SerialState, SerialStateError};
 use pando_devices::virtio::VirtioDevice;
+use pando_devices::virtio::balloon::Balloon;
 use pando_devices::virtio::block::{self, Block};
 use pando_devices::virtio::mmio::{Effect, LiveRegisters, MmioDevice, Transport, TransportState, TransportStateError};
 use pando_devices::virtio::rng::Rng;
@@ -27,8 +30,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 pub(crate) const SERIAL_PORT: u16 = 0x3f8;
 pub(crate) const SERIAL_GSI: u32 = 4;
 const SERIAL_PORTS: std::ops::Range<u16> = SERIAL_PORT..SERIAL_PORT + 8;
-/// Virtio devices, in this order: block, vsock, rng.
-pub(crate) const DEVICE_COUNT: u32 = 3;
+/// Virtio devices, in this order: block, vsock, rng, balloon.
+pub(crate) const DEVICE_COUNT: u32 = 4;
 /// What says that the generation counter changed.
 pub(crate) const GENERATION_GSI: u32 = 20;
 /// The guest's address on vsock. Every guest has the same: the host's end is a Unix socket, one per VM.
@@ -46,6 +49,7 @@ pub(crate) struct PlatformState {
     block: Option<TransportState>,
     vsock: Option<(TransportState, VsockState)>,
     rng: Option<TransportState>,
+    balloon: Option<TransportState>,
 }
 
 /// What only this VM has, and its parent and siblings have not.
@@ -62,6 +66,8 @@ pub(crate) struct Host {
     pub(crate) vsock: UnixListener,
     /// What the disk's own layer is called in messages.
     pub(crate) layer: String,
+    /// What brings the guest's memory, where it is not all there.
+    pub(crate) arriving: Option<Arc<Arriving>>,
 }
 
 /// What an access did beside being answered.
@@ -102,7 +108,8 @@ pub(crate) struct Platform {
     pub(crate) block: Mutex<Option<Transport<Block<Disk>>>>,
     vsock: Mutex<Transport<Vsock>>,
     rng: Mutex<Transport<Rng>>,
-    /// What need not wait for those three, by index.
+    balloon: Mutex<Transport<Balloon<ToHost>>>,
+    /// What need not wait for those four, by index.
     live: [LiveRegisters; DEVICE_COUNT as usize],
     layer: String,
     complaints: Mutex<Complaints>,
@@ -129,26 +136,29 @@ impl Platform {
             None => (Serial::new(), false),
             Some(state) => Serial::restore(state.clone())?,
         };
-        let Host { console, vsock, layer } = host;
+        let Host { console, vsock, layer, arriving } = host;
         let mut disk = Block::new(disk, "root", block::Access::ReadWrite);
-        disk.heed(halt);
+        disk.heed(Arc::clone(&halt));
         let block = transport(disk, state.block.as_ref())?;
         let vsock = match &state.vsock {
             None => Transport::new(Vsock::new(GUEST_CID, vsock)?),
             Some((transport, state)) => Transport::restore(Vsock::restore(*state, vsock)?, transport.clone())?,
         };
         let rng = transport(Rng::new(), state.rng.as_ref())?;
+        let balloon = Balloon::new(ToHost { memory: memory.clone(), arriving }, halt);
+        let balloon = transport(balloon, state.balloon.as_ref())?;
         Ok(Self {
             vm,
             memory: memory.clone(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?,
             serial: Mutex::new((serial, console)),
-            live: [block.live().clone(), vsock.live().clone(), rng.live().clone()],
+            live: [block.live(), vsock.live(), rng.live(), balloon.live()].map(Clone::clone),
             layer,
             complaints: Mutex::default(),
             block: Mutex::new(Some(block)),
             vsock: Mutex::new(vsock),
             rng: Mutex::new(rng),
+            balloon: Mutex::new(balloon),
             serial_interrupt: AtomicBool::new(serial_interrupt),
             is_new_twin: AtomicBool::new(twin.is_new),
         })
@@ -162,6 +172,7 @@ impl Platform {
             block: lock(&self.block).as_ref().map(Transport::state),
             vsock: Some((vsock.state(), vsock.device().state())),
             rng: Some(lock(&self.rng).state()),
+            balloon: Some(lock(&self.balloon).state()),
         }
     }
 
@@ -311,6 +322,7 @@ impl Platform {
             0 => lock(&self.block).as_mut().map(|device| action(device)),
             1 => Some(action(&mut *lock(&self.vsock))),
             2 => Some(action(&mut *lock(&self.rng))),
+            3 => Some(action(&mut *lock(&self.balloon))),
             _ => None,
         }
     }

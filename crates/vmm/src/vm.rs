@@ -97,7 +97,7 @@ impl Vm {
             ));
         }
         let gate = Arc::new(Gate::new(vcpus.len()));
-        let host = Host { console: files.console, vsock: files.vsock, layer: files.layer };
+        let host = Host { console: files.console, vsock: files.vsock, layer: files.layer, arriving: arriving.clone() };
         let platform = Platform::build(&machine.platform, twin, disk, host, Arc::clone(&vm), &memory, gate.closed())?;
         let started = Self::spawn(vm, memory, Arc::new(platform), gate, machine, vcpus, events);
         timings.devices_us = clock.lap_us();
