@@ -14,7 +14,7 @@ use std::{
 const NEEDED: [&str; 3] = ["virtio_mmio", "virtio_blk", "vmw_vsock_virtio_transport"];
 
 /// What a guest is better with.
-const WELCOME: [&str; 2] = ["virtio_rng", "overlay"];
+const WELCOME: [&str; 3] = ["virtio_rng", "overlay", "virtio_balloon"];
 
 /// Why the drivers of a kernel could not be put together.
 #[derive(Debug, thiserror::Error)]
