@@ -67,16 +67,13 @@ pub fn base(kernel: &Kernel) -> Result<Vec<u8>, InitramfsError> {
     Ok(archive.finish())
 }
 
-/// As [`base`], made once for each kernel and build of the agent, and kept in `cache_dir`.
+/// As [`base`], made once for each kernel, build of the agent and choice of drivers, and kept in `cache_dir`.
 ///
 /// Several processes may do this at once: each writes a file of its own and renames it, and all files are equal. What has
 /// its name is whole, also after a power cut.
 pub fn cached_base(kernel: &Kernel, cache_dir: &Path) -> Result<Vec<u8>, InitramfsError> {
-    let mut key = blake3::Hasher::new();
-    key.update(kernel.id.as_bytes());
-    key.update(AGENT);
     let directory = cache_dir.join("initramfs");
-    let path = directory.join(format!("{}.cpio", key.finalize().to_hex()));
+    let path = directory.join(cached_name(&kernel.id, AGENT, modules::wanted()));
     if let Ok(bytes) = fs::read(&path) {
         return Ok(bytes);
     }
@@ -89,6 +86,17 @@ pub fn cached_base(kernel: &Kernel, cache_dir: &Path) -> Result<Vec<u8>, Initram
     };
     keep().map_err(|source| InitramfsError::Cache { path: path.clone(), source })?;
     Ok(bytes)
+}
+
+/// What the one with all this in it is called.
+fn cached_name(kernel_id: &str, agent: &[u8], drivers: impl Iterator<Item = &'static str>) -> String {
+    let mut key = blake3::Hasher::new();
+    key.update(kernel_id.as_bytes());
+    key.update(agent);
+    for driver in drivers {
+        key.update(&[0]).update(driver.as_bytes());
+    }
+    format!("{}.cpio", key.finalize().to_hex())
 }
 
 /// The initramfs of one VM: `base` and what it starts from.
@@ -157,5 +165,13 @@ mod tests {
         assert!(cached_base(&kernel, cache.path()).unwrap() == first);
         let other = Kernel { id: "other".into(), ..kernel };
         assert!(cached_base(&other, cache.path()).is_err());
+    }
+
+    #[test]
+    fn another_choice_of_drivers_is_another_base() {
+        let named = |drivers: &[&'static str]| cached_name("id", AGENT, drivers.iter().copied());
+        let names = [named(&["a", "b"]), named(&["a"]), named(&["ab"]), named(&["a", "b", "c"])];
+        let different = std::collections::HashSet::from(names.clone());
+        assert_eq!(different.len(), names.len());
     }
 }

@@ -16,6 +16,11 @@ const NEEDED: [&str; 3] = ["virtio_mmio", "virtio_blk", "vmw_vsock_virtio_transp
 /// What a guest is better with.
 const WELCOME: [&str; 3] = ["virtio_rng", "overlay", "virtio_balloon"];
 
+/// The drivers that every guest gets whose kernel has them as modules, without those that these depend on.
+pub(crate) fn wanted() -> impl Iterator<Item = &'static str> {
+    NEEDED.into_iter().chain(WELCOME)
+}
+
 /// Why the drivers of a kernel could not be put together.
 #[derive(Debug, thiserror::Error)]
 pub enum ModulesError {
