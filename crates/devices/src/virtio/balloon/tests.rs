@@ -1,3 +1,5 @@
+#![expect(clippy::single_range_in_vec_init, reason = "runs of pages, which may be one")]
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
