@@ -1,7 +1,7 @@
 //! The state of a machine: plain data, from which the same machine can be built again, here or in a child.
 
 use crate::features;
-use crate::platform::PlatformState;
+use crate::platform::{PlatformState, PlatformStateV1};
 use pando_sys::{VcpuState, VmState};
 use pando_wire::saved::Machine;
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,13 @@ use std::sync::Arc;
 
 /// What says in a store that a state is one of these.
 const KIND: &str = "pando-vmm";
-/// The version of the encoding: another one for every change of what is in here, however deep.
+/// The version of the encoding: another one for every change of what is in here, however deep. The ones before it are
+/// decoded for ever.
+///
+/// | | |
+/// |---|---|
+/// | 1 | no balloon |
+/// | 2 | a balloon, which may be absent |
 const VERSION: u32 = 2;
 const ARCH: &str = std::env::consts::ARCH;
 /// The most vCPUs of a machine.
@@ -29,6 +35,23 @@ pub(crate) struct MachineState {
     pub(crate) msrs: Arc<[u32]>,
 }
 
+/// What [`MachineState`] was in version 1.
+#[derive(Deserialize)]
+struct MachineStateV1 {
+    vcpus: Vec<VcpuState>,
+    vm: VmState,
+    platform: PlatformStateV1,
+    #[serde(with = "indices")]
+    msrs: Arc<[u32]>,
+}
+
+impl From<MachineStateV1> for MachineState {
+    fn from(state: MachineStateV1) -> Self {
+        let MachineStateV1 { vcpus, vm, platform, msrs } = state;
+        Self { vcpus, vm, platform: platform.into(), msrs }
+    }
+}
+
 /// A state cannot be encoded: it cannot be.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
@@ -39,7 +62,7 @@ pub(crate) struct EncodeError(#[from] postcard::Error);
 pub(crate) enum DecodeError {
     /// Something else wrote them.
     #[error(
-        "it is of {kind} version {version} for {arch}, and this build goes on with {KIND} version {VERSION} for {ARCH}"
+        "it is of {kind} version {version} for {arch}, and this build goes on with {KIND} up to version {VERSION} for {ARCH}"
     )]
     Foreign { kind: String, version: u32, arch: String },
     /// They are damaged, or made up.
@@ -64,15 +87,22 @@ impl MachineState {
         Ok(postcard::to_stdvec(self)?)
     }
 
-    /// What was encoded. Whether a CPU and devices can have been in this state, they say themselves when it is put back.
+    /// What was encoded, by this build or one before it. Whether a CPU and devices can have been in this state, they say
+    /// themselves when it is put back.
     pub(crate) fn decode(described: &Machine, bytes: &[u8]) -> Result<Self, DecodeError> {
         let Machine { kind, version, arch, .. } = described;
-        if (kind.as_str(), *version, arch.as_str()) != (KIND, VERSION, ARCH) {
-            return Err(DecodeError::Foreign { kind: kind.clone(), version: *version, arch: arch.clone() });
+        let foreign = || DecodeError::Foreign { kind: kind.clone(), version: *version, arch: arch.clone() };
+        if (kind.as_str(), arch.as_str()) != (KIND, ARCH) {
+            return Err(foreign());
         }
-        match postcard::take_from_bytes::<Self>(bytes) {
-            Ok((state, [])) if (1..=MAX_VCPUS).contains(&state.vcpus.len()) => Ok(state),
-            _ => Err(DecodeError::Malformed),
+        let state = match *version {
+            1 => whole::<MachineStateV1>(bytes)?.into(),
+            VERSION => whole::<Self>(bytes)?,
+            _ => return Err(foreign()),
+        };
+        match (1..=MAX_VCPUS).contains(&state.vcpus.len()) {
+            true => Ok(state),
+            false => Err(DecodeError::Malformed),
         }
     }
 
@@ -81,6 +111,14 @@ impl MachineState {
     pub(crate) fn wake(&mut self) {
         VcpuState::stop_tscs(&mut self.vcpus);
         self.vm.stop_clock();
+    }
+}
+
+/// What `bytes` hold, when there is nothing behind it.
+fn whole<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, DecodeError> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        _ => Err(DecodeError::Malformed),
     }
 }
 

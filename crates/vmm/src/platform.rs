@@ -49,7 +49,47 @@ pub(crate) struct PlatformState {
     block: Option<TransportState>,
     vsock: Option<(TransportState, VsockState)>,
     rng: Option<TransportState>,
-    balloon: Option<TransportState>,
+    balloon: BalloonState,
+}
+
+/// The state of a device that not every machine has.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+enum BalloonState {
+    /// The guest booted in a machine without one, and will not find one for as long as it runs.
+    Absent,
+    /// Just reset.
+    #[default]
+    Reset,
+    /// In use, or not yet.
+    Saved(TransportState),
+}
+
+/// What [`PlatformState`] was before there was a balloon.
+#[derive(Deserialize)]
+pub(crate) struct PlatformStateV1 {
+    serial: Option<SerialState>,
+    block: Option<TransportState>,
+    vsock: Option<(TransportState, VsockState)>,
+    rng: Option<TransportState>,
+}
+
+impl From<PlatformStateV1> for PlatformState {
+    fn from(state: PlatformStateV1) -> Self {
+        let PlatformStateV1 { serial, block, vsock, rng } = state;
+        Self { serial, block, vsock, rng, balloon: BalloonState::Absent }
+    }
+}
+
+#[cfg(test)]
+impl PlatformState {
+    /// The same of a machine that has no balloon.
+    pub(crate) fn without_balloon(self) -> Self {
+        Self { balloon: BalloonState::Absent, ..self }
+    }
+
+    pub(crate) fn has_balloon(&self) -> bool {
+        self.balloon != BalloonState::Absent
+    }
 }
 
 /// What only this VM has, and its parent and siblings have not.
@@ -108,9 +148,10 @@ pub(crate) struct Platform {
     pub(crate) block: Mutex<Option<Transport<Block<Disk>>>>,
     vsock: Mutex<Transport<Vsock>>,
     rng: Mutex<Transport<Rng>>,
-    balloon: Mutex<Transport<Balloon<ToHost>>>,
-    /// What need not wait for those four, by index.
-    live: [LiveRegisters; DEVICE_COUNT as usize],
+    /// `None` where the guest booted in a machine without one.
+    balloon: Option<Mutex<Transport<Balloon<ToHost>>>>,
+    /// What need not wait for those, by index.
+    live: Vec<LiveRegisters>,
     layer: String,
     complaints: Mutex<Complaints>,
     /// The restored serial port has an interrupt to raise.
@@ -146,19 +187,24 @@ impl Platform {
         };
         let rng = transport(Rng::new(), state.rng.as_ref())?;
         let balloon = Balloon::new(ToHost { memory: memory.clone(), arriving }, halt);
-        let balloon = transport(balloon, state.balloon.as_ref())?;
+        let balloon = match &state.balloon {
+            BalloonState::Absent => None,
+            BalloonState::Reset => Some(Transport::new(balloon)),
+            BalloonState::Saved(state) => Some(Transport::restore(balloon, state.clone())?),
+        };
+        let live = [Some(block.live()), Some(vsock.live()), Some(rng.live()), balloon.as_ref().map(Transport::live)];
         Ok(Self {
             vm,
             memory: memory.clone(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?,
             serial: Mutex::new((serial, console)),
-            live: [block.live(), vsock.live(), rng.live(), balloon.live()].map(Clone::clone),
+            live: live.into_iter().flatten().cloned().collect(),
             layer,
             complaints: Mutex::default(),
             block: Mutex::new(Some(block)),
             vsock: Mutex::new(vsock),
             rng: Mutex::new(rng),
-            balloon: Mutex::new(balloon),
+            balloon: balloon.map(Mutex::new),
             serial_interrupt: AtomicBool::new(serial_interrupt),
             is_new_twin: AtomicBool::new(twin.is_new),
         })
@@ -172,7 +218,7 @@ impl Platform {
             block: lock(&self.block).as_ref().map(Transport::state),
             vsock: Some((vsock.state(), vsock.device().state())),
             rng: Some(lock(&self.rng).state()),
-            balloon: Some(lock(&self.balloon).state()),
+            balloon: self.balloon.as_ref().map_or(BalloonState::Absent, |it| BalloonState::Saved(lock(it).state())),
         }
     }
 
@@ -191,7 +237,7 @@ impl Platform {
     pub(crate) fn mmio_read(&self, address: u64, data: &mut [u8]) -> Access {
         data.fill(0);
         if let Some((index, offset)) = device_at(address)
-            && self.live[index as usize].read(offset, data).is_none()
+            && self.live.get(index as usize).is_some_and(|live| live.read(offset, data).is_none())
         {
             self.with_device(index, |device| device.read(offset, data));
         } // Else nothing is there, and reads as zero.
@@ -200,7 +246,7 @@ impl Platform {
 
     pub(crate) fn mmio_write(&self, address: u64, data: &[u8]) -> Access {
         if let Some((index, offset)) = device_at(address) {
-            let effect = self.live[index as usize].write(offset, data);
+            let effect = self.live.get(index as usize).and_then(|live| live.write(offset, data));
             let effect = effect.or_else(|| self.with_device(index, |device| device.write(offset, data)));
             if effect == Some(Effect::Notify) {
                 self.wake_devices();
@@ -322,7 +368,7 @@ impl Platform {
             0 => lock(&self.block).as_mut().map(|device| action(device)),
             1 => Some(action(&mut *lock(&self.vsock))),
             2 => Some(action(&mut *lock(&self.rng))),
-            3 => Some(action(&mut *lock(&self.balloon))),
+            3 => self.balloon.as_ref().map(|balloon| action(&mut *lock(balloon))),
             _ => None,
         }
     }

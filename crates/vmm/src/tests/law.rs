@@ -48,7 +48,7 @@ const IN_USE: [&str; 24] = [
     "platform.vsock[0].queues[0].next_available",
     "platform.vsock[0].status",
     "platform.rng.queues[0].next_used",
-    "platform.balloon.queues[4].next_used",
+    "platform.balloon.Saved.queues[4].next_used",
 ];
 
 #[test]

@@ -6,6 +6,7 @@ use super::toys::{MEMORY, Toys};
 use crate::image::{DiskImage, Image};
 use crate::machine::{DecodeError, MachineState};
 use crate::vm::Vm;
+use pando_memory::{MMIO_DEVICE_LEN, MMIO_DEVICES};
 use pando_sys::Tsc;
 use pando_wire::control::WorkingSet;
 use pando_wire::saved::Machine;
@@ -66,6 +67,37 @@ fn bytes_that_are_no_machine_of_this_build_are_refused() {
     let many = MachineState { vcpus: vec![machine.vcpus[0].clone(); 33], ..machine.clone() };
     assert!(malformed(&many.encode().unwrap()), "one with more CPUs than there can be");
     assert!(malformed(&MachineState { vcpus: Vec::new(), ..machine }.encode().unwrap()), "one with none");
+}
+
+#[test]
+fn a_machine_from_before_there_were_balloons_goes_on_without_one() {
+    let Some(mut toys) = Toys::new() else { return };
+    let (vm, machine, _) = kept(&mut toys);
+    let old = MachineState { platform: machine.platform.clone().without_balloon(), ..machine };
+    // Version 1 ends with the devices before it, and the MSRs; since then a byte between them says that there is none.
+    let mut bytes = old.encode().unwrap();
+    let msrs = postcard::to_stdvec(&old.msrs[..]).unwrap();
+    assert_eq!(bytes.remove(bytes.len() - msrs.len() - 1), 0);
+    let described = Machine { version: 1, ..old.described() };
+    let decoded = MachineState::decode(&described, &bytes).unwrap();
+    let broken = fields::differences(&fields::of(&old), &fields::of(&decoded));
+    assert!(broken.is_empty(), "{broken:#?}");
+    assert!(MachineState::decode(&old.described(), &bytes).is_err(), "the version decides");
+    assert!(MachineState::decode(&described, &bytes[..bytes.len() - 1]).is_err(), "one that is cut");
+
+    let mut on = go_on(&mut toys, &vm, decoded);
+    let magic = |device: u64| {
+        let mut magic = [0; 4];
+        let _ = on.platform.mmio_read(MMIO_DEVICES + device * MMIO_DEVICE_LEN, &mut magic);
+        magic
+    };
+    assert_eq!([2, 3].map(magic), [*b"virt", [0; 4]], "what the guest did not find when it booted is not there now");
+    let again = state(&on);
+    assert!(!again.platform.has_balloon());
+    let again = MachineState::decode(&again.described(), &again.encode().unwrap()).unwrap();
+    assert!(!again.platform.has_balloon(), "nor later");
+    on.resume();
+    wait_for_laps(&toys, 6);
 }
 
 #[test]
