@@ -4,6 +4,7 @@
 
 use pando_tests::{TestDaemon, TestVm, wait_for};
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 /// What the guest fills and frees.
@@ -46,6 +47,50 @@ fn memory_that_a_guest_frees_goes_back_to_the_host_and_its_relatives_keep_theirs
         vm.sh("dd if=/dev/urandom of=/ram/again bs=1M count=32 && md5sum /ram/again > /ram/sum");
         vm.sh("md5sum -c /ram/sum");
     }
+}
+
+#[test]
+#[ignore = "needs a Linux guest: make test"]
+fn memory_that_a_guest_freed_is_not_stored_and_does_not_come_back_with_the_rest() {
+    let daemon = TestDaemon::start();
+    let vm = daemon.boot_with("sleeps", &["--memory", "512M"], &[]);
+    vm.sh("mkdir /ram && mount -t tmpfs -o size=300m none /ram");
+    vm.sh("dd if=/dev/urandom of=/ram/kept bs=1M count=16");
+    let kept = vm.sh("md5sum /ram/kept");
+    // No store makes that smaller.
+    vm.sh(&format!("dd if=/dev/urandom of=/ram/filled bs=1M count={FILLED_MIB}"));
+    let full = resident_mib(&vm);
+    vm.sh("rm /ram/filled");
+    wait_until_returned(&vm, full);
+
+    assert_eq!(daemon.pando(&["hibernate", "sleeps"]).ok(), "sleeps");
+    let stored = size(&daemon.state_dir().join("store/packs")) >> 20;
+    pando_tests::progress(format!("of {full} MiB, {stored} MiB were stored"));
+    assert!(stored + RETURNED_MIB <= full, "{stored} MiB were stored of {full}: what was given back is in it");
+    assert_eq!(vm.sh("md5sum /ram/kept"), kept);
+    let child = vm.fork(); // So all is there.
+    for vm in [&vm, &child] {
+        let resident = resident_mib(vm);
+        assert!(resident + RETURNED_MIB <= full, "{} has {resident} MiB of {full}", vm.name());
+    }
+    drop(child);
+
+    // Freed, and asleep before that is told: it is told while these pages are on their way.
+    vm.sh(&format!("yes a line that is not zeroes | dd of=/ram/filled bs=1M iflag=fullblock count={FILLED_MIB}"));
+    vm.sh("rm /ram/filled");
+    assert_eq!(daemon.pando(&["hibernate", "sleeps"]).ok(), "sleeps");
+    assert_eq!(vm.sh("md5sum /ram/kept"), kept);
+    let child = vm.fork();
+    for vm in [&vm, &child] {
+        wait_until_returned(vm, full);
+        assert_eq!(vm.sh("md5sum /ram/kept"), kept);
+        vm.sh("dd if=/dev/urandom of=/ram/again bs=1M count=32 && md5sum /ram/again > /ram/sum && md5sum -c /ram/sum");
+    }
+}
+
+/// How long the files in `dir` are together, in bytes.
+fn size(dir: &Path) -> u64 {
+    fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
 }
 
 fn wait_until_returned(vm: &TestVm<'_>, full: u64) {

@@ -25,8 +25,10 @@ const DEMO: &str = "demo";
 const PLANTED: [(Fault, &[&str]); 2] = [(LATE_DISK, &["oracle", TOYS]), (EARLY_READ, &[TOYS])];
 /// Two emulated hosts at once, one for each core that computers have at least: what runs in each, in this order. What is
 /// in neither, toy guests and new files, runs first in the first one.
-const LANES: [(&str, &[&str]); 2] =
-    [("a", &["boot", "fork", "memory", "crash", "readme", DEMO]), ("b", &[TOYS, "oracle", "cli", "disk", "checkpoint", "idle"])];
+const LANES: [(&str, &[&str]); 2] = [
+    ("a", &["boot", "fork", "memory", "crash", "readme", DEMO]),
+    ("b", &[TOYS, "oracle", "cli", "disk", "checkpoint", "idle"]),
+];
 /// RAM of an emulated host: a guest of 4 GiB forks in it.
 const MEMORY_MIB: &str = "8192";
 /// Tells the tests that nobody else uses the host: they may set its clock.
