@@ -4,12 +4,12 @@
 
 mod layout; // which guest-physical ranges exist
 pub mod pager; // bringing pages in on first touch
-mod working_set; // what a child of a fork has written
+mod working_set; // what a child of a fork has written, and what of it is still there
 
 pub use layout::{HIGH_START, LOW_END, LayoutError, MAX_BYTES, MIN_BYTES, MMIO_DEVICE_LEN, MMIO_DEVICES, ram_ranges};
 use pando_sys::SysError;
 use vm_memory::GuestMemoryMmap;
-pub use working_set::private_pages;
+pub use working_set::{present_pages, private_pages};
 
 /// RAM of `len_bytes` for a guest, zeroed, laid out as [`ram_ranges`] says.
 pub fn allocate(len_bytes: u64) -> Result<GuestMemoryMmap, AllocateError> {

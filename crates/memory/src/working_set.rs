@@ -1,10 +1,10 @@
-//! What a child of a fork has written: the pages that it alone has.
+//! What a child of a fork has written: the pages that it alone has. And what of that is still there later.
 
 use pando_sys::HUGE_PAGE;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// A page, as page tables, `pagemap` and guest-physical page numbers have it.
 const PAGE: u64 = 4096;
@@ -43,6 +43,23 @@ pub fn private_pages(memory: &GuestMemoryMmap, pagemap: &File, most: u32) -> io:
     Ok(Some(runs.runs))
 }
 
+/// What of the pages in `runs` is there, in the same order: what was given back since they were learned is not, nor is what
+/// does not exist. To write into it would make a page anew, a huge one even, for a guest that may not want it.
+pub fn present_pages(memory: &GuestMemoryMmap, runs: &[(u32, u32)]) -> Vec<(u32, u32)> {
+    let mut present: Vec<(u32, u32)> = Vec::new();
+    for &(first, pages) in runs {
+        let (start, len) = (GuestAddress(u64::from(first) * PAGE), pages as usize * PAGE as usize);
+        let there = pando_sys::present(memory, start, len).unwrap_or_default();
+        for (_, page) in there.into_iter().zip(first..).filter(|(is_there, _)| *is_there) {
+            match present.last_mut().filter(|run| run.0 + run.1 == page) {
+                Some(run) => run.1 += 1,
+                None => present.push((page, 1)),
+            }
+        }
+    }
+    present
+}
+
 /// Runs of private pages, and how many pages they have.
 #[derive(Default)]
 struct Runs {
@@ -75,7 +92,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
-    use vm_memory::{Bytes, GuestAddress};
+    use vm_memory::Bytes;
 
     const HIGH: u64 = 1 << 32;
 
@@ -131,5 +148,29 @@ mod tests {
         let lost =
             (0..HUGE_PAGE).step_by(PAGE as usize).find(|at| memory.read_obj::<u64>(GuestAddress(*at)).unwrap() != 1);
         assert_eq!(lost, None);
+    }
+
+    #[test]
+    fn of_what_is_expected_only_that_is_made_which_is_there() {
+        let memory = guest_memory(&[(0, 2 * HUGE_PAGE)]).unwrap();
+        let huge = (HUGE_PAGE / PAGE) as u32;
+        (0..2 * huge).for_each(|page| memory.write_obj(1u64, GuestAddress(u64::from(page) * PAGE)).unwrap());
+        give_back(&memory, huge..2 * huge).unwrap();
+        give_back(&memory, 5..6).unwrap();
+        let expected = [(huge + 7, 2), (4, 3), (huge - 1, 2), (9, 1), (10, 1), (u32::MAX, 1)];
+        let wanted = [(4, 1), (6, 1), (huge - 1, 1), (9, 2)];
+        // Also where they are only shared.
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let look = |kept: Vec<OwnedFd>| {
+            let mut theirs = UnixStream::from(kept.into_iter().next().unwrap());
+            theirs.write_all(format!("{:?}", present_pages(&memory, &expected)).as_bytes()).unwrap();
+        };
+        let (child, _theirs) = fork(vec![theirs.into()], look).unwrap();
+        drop(_theirs);
+        let mut told = String::new();
+        ours.read_to_string(&mut told).unwrap();
+        rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).unwrap();
+        assert_eq!(told, format!("{wanted:?}"));
+        assert_eq!(present_pages(&memory, &expected), wanted);
     }
 }

@@ -19,7 +19,7 @@ pub mod probe; // how fast this computer's KVM is
 
 pub use error::SysError;
 pub use kick::Kicker;
-pub use memory::{HUGE_PAGE, guest_memory, unshare};
+pub use memory::{HUGE_PAGE, guest_memory, present, unshare};
 pub use process::{disown_children, fork, give_way, is_one_file};
 pub use random::reseed;
 pub use userfault::{Userfault, collapse, give_back};

@@ -7,6 +7,8 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMm
 
 /// The size of a huge page, to which guest memory is aligned on both sides.
 pub const HUGE_PAGE: u64 = 2 << 20;
+/// What `mincore(2)` counts in.
+const PAGE: usize = 4096;
 
 /// Reserves guest RAM: `(guest-physical address, length)` pairs in ascending order, each a multiple of [`HUGE_PAGE`].
 ///
@@ -31,6 +33,19 @@ pub fn unshare(memory: &GuestMemoryMmap, start: GuestAddress, len: usize) -> Res
     match unsafe { libc::madvise(address.cast(), len, libc::MADV_POPULATE_WRITE) } {
         0 => Ok(()),
         _ => Err(SysError::last("madvise(MADV_POPULATE_WRITE)")),
+    }
+}
+
+/// Which of the pages in `len` bytes of guest memory from `start` on are there, shared with a parent or not: one entry per
+/// page. One that nobody has touched is not, nor one that was given back.
+pub fn present(memory: &GuestMemoryMmap, start: GuestAddress, len: usize) -> Result<Vec<bool>, SysError> {
+    let slice = memory.get_slice(start, len).map_err(|_| invalid_range())?;
+    let address = slice.ptr_guard_mut().as_ptr();
+    let mut there = vec![0u8; len.div_ceil(PAGE)];
+    // SAFETY: The slice lies in guest memory, which stays mapped, and the kernel writes a byte for each of its pages.
+    match unsafe { libc::mincore(address.cast(), len, there.as_mut_ptr()) } {
+        0 => Ok(there.into_iter().map(|page| page & 1 != 0).collect()),
+        _ => Err(SysError::last("mincore")),
     }
 }
 

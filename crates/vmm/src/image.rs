@@ -60,8 +60,10 @@ impl Image {
         Ok(Self { machine, memory, disk, expected: WorkingSet::default(), arriving: None })
     }
 
-    /// Gives this process the pages of its own that the guest is going to write first.
-    pub(crate) fn unshare_expected(&self) {
+    /// Gives this process the pages of its own that the guest is going to write first. What was given back since that was
+    /// learned is expected no more.
+    pub(crate) fn unshare_expected(&mut self) {
+        self.expected.0 = pando_memory::present_pages(&self.memory, &self.expected.0);
         for &(first, pages) in &self.expected.0 {
             let (start, len) = (u64::from(first) * PAGE, pages as usize * PAGE as usize);
             // Without memory for it now, there may be some when the guest gets there.

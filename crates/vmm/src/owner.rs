@@ -335,7 +335,7 @@ impl Owner {
                 self.is_restored = true;
                 (Image::from_server(&files.kvm, restore, connections, self.events.clone())?, asked, restore.is_twin)
             }
-            (Origin::Fork, More::Fork, Some(inherited)) => {
+            (Origin::Fork, More::Fork, Some(mut inherited)) => {
                 timings.seed_us = micros(inherited.born - inherited.asked);
                 timings.wait_us = micros(inherited.born.elapsed());
                 let unsharing = Instant::now();
