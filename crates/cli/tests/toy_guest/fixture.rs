@@ -40,17 +40,30 @@ struct Fixture {
     next_laps: [u8; WITNESS.vcpus as usize],
 }
 
-const FIXTURES: [Fixture; 1] = [Fixture {
-    version: 1,
-    export: include_bytes!("../fixtures/1/checkpoint"),
-    machine: include_bytes!("../../../../fuzz/seeds/machine/1"),
-    hashes: [
-        "02d84a5cee050cb367dcc93da8bb9b07fdccbe9637593ef83358bfa7b94be33f",
-        "1ab8662fe5f50510d3a352c117308d1b77145bd30453134c3f4c9ff22aa2f633",
-    ],
-    cpu_features: &["clflush", "mmx", "fxsr", "sse", "sse2", "syscall", "nx", "lm"],
-    next_laps: [3, 6, 4],
-}];
+const FIXTURES: [Fixture; 2] = [
+    Fixture {
+        version: 1,
+        export: include_bytes!("../fixtures/1/checkpoint"),
+        machine: include_bytes!("../../../../fuzz/seeds/machine/1"),
+        hashes: [
+            "02d84a5cee050cb367dcc93da8bb9b07fdccbe9637593ef83358bfa7b94be33f",
+            "1ab8662fe5f50510d3a352c117308d1b77145bd30453134c3f4c9ff22aa2f633",
+        ],
+        cpu_features: &["clflush", "mmx", "fxsr", "sse", "sse2", "syscall", "nx", "lm"],
+        next_laps: [3, 6, 4],
+    },
+    Fixture {
+        version: 2,
+        export: include_bytes!("../fixtures/2/checkpoint"),
+        machine: include_bytes!("../../../../fuzz/seeds/machine/2"),
+        hashes: [
+            "64bced1c112893b70cd32c5aec6dc8aff50a425762caf51b849609393cd4fe92",
+            "83e3e2be9a1c5fee6d8d2d0c59ba646b168b3f8af12ae9e4b1b199d3686507f7",
+        ],
+        cpu_features: &["clflush", "mmx", "fxsr", "sse", "sse2", "syscall", "nx", "lm"],
+        next_laps: [10, 6, 5],
+    },
+];
 
 /// A daemon that has nothing but the image, and that image's digest.
 fn daemon() -> (Daemon, String) {

@@ -16,11 +16,11 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 /// The state of the machine in each fixture of `pando-cli`, by its version. A fuzzer begins with them as well.
-const STATES: [(u32, &[u8]); 1] = [(1, include_bytes!("../../../../fuzz/seeds/machine/1"))];
+const STATES: [(u32, &[u8]); 2] =
+    [(1, include_bytes!("../../../../fuzz/seeds/machine/1")), (2, include_bytes!("../../../../fuzz/seeds/machine/2"))];
 
-/// What was in them, by the names of [`fields`].
+/// What was in all of them, by the names of [`fields`].
 const HELD: &[(&str, &str)] = &[
-    ("clock.clock", "41247837"),
     ("ioapic.redirection[16]", "0x60"),
     ("ioapic.redirection[17]", "0x61"),
     ("ioapic.redirection[18]", "0x10000"),
@@ -31,8 +31,6 @@ const HELD: &[(&str, &str)] = &[
     ("platform.block.driver_features", "4294967808"),
     ("platform.block.interrupt_status", "1"),
     ("platform.block.queues[0].descriptor_table", "2162688"),
-    ("platform.block.queues[0].next_available", "101"),
-    ("platform.block.queues[0].next_used", "101"),
     ("platform.block.queues[0].size", "16"),
     ("platform.block.status", "15"),
     ("platform.rng.queues[0].next_used", "16"),
@@ -41,8 +39,6 @@ const HELD: &[(&str, &str)] = &[
     ("platform.serial.interrupt_enable", "2"),
     ("platform.serial.line_control", "3"),
     ("platform.serial.scratch", "90"),
-    ("platform.vsock[0].queues[0].next_available", "20"),
-    ("platform.vsock[0].queues[1].next_used", "20"),
     ("platform.vsock[0].queues[2].used_ring", "2177024"),
     ("platform.vsock[0].status", "15"),
     ("platform.vsock[1].guest_cid", "3"),
@@ -55,9 +51,6 @@ const HELD: &[(&str, &str)] = &[
     ("vcpu0.msr[0x3b]", "0x1000"),
     ("vcpu0.msr[0x4b564d01]", "0x241001"),
     ("vcpu0.msr[0xc0000081]", "0x7000"),
-    ("vcpu0.regs.r15", "35"),
-    ("vcpu0.regs.r8", "288"),
-    ("vcpu0.regs.rip", "2097891"),
     ("vcpu0.sregs.cr3", "36864"),
     ("vcpu0.sregs.cr4", "1568"),
     ("vcpu0.sregs.efer", "1280"),
@@ -69,12 +62,45 @@ const HELD: &[(&str, &str)] = &[
     ("vcpu2.lapic[0x320]", "0x20040"),
     ("vcpu2.msr[0x174]", "0x1a"),
     ("vcpu2.msr[0xc0000102]", "0x9002"),
-    ("vcpu2.regs.rsi", "20"),
-    ("vcpu2.regs.rip", "2098022"),
     ("vcpu2.sregs.cs.selector", "16"),
     ("vcpu0.tsc[0]", "0"),
     ("vcpu1.tsc[0]", "0"),
     ("vcpu2.tsc[0]", "0"),
+];
+
+/// What was in each, likewise.
+const HELD_BY_VERSION: [&[(&str, &str)]; STATES.len()] = [
+    &[
+        ("clock.clock", "41247837"),
+        ("platform.block.queues[0].next_available", "101"),
+        ("platform.block.queues[0].next_used", "101"),
+        ("platform.vsock[0].queues[0].next_available", "20"),
+        ("platform.vsock[0].queues[1].next_used", "20"),
+        ("vcpu0.regs.r15", "35"),
+        ("vcpu0.regs.r8", "288"),
+        ("vcpu0.regs.rip", "2097891"),
+        ("vcpu2.regs.rsi", "20"),
+        ("vcpu2.regs.rip", "2098022"),
+        ("platform.balloon", "\"Absent\""),
+    ],
+    &[
+        ("clock.clock", "59963601"),
+        ("platform.block.queues[0].next_available", "75"),
+        ("platform.block.queues[0].next_used", "75"),
+        ("platform.vsock[0].queues[0].next_available", "21"),
+        ("platform.vsock[0].queues[1].next_used", "21"),
+        ("vcpu0.regs.r15", "26"),
+        ("vcpu0.regs.r8", "216"),
+        ("vcpu0.regs.rip", "2097824"),
+        ("vcpu2.regs.rsi", "21"),
+        ("vcpu2.regs.rip", "2097545"),
+        ("platform.balloon.Saved.driver_features", "4294967328"),
+        ("platform.balloon.Saved.queues[4].descriptor_table", "2183168"),
+        ("platform.balloon.Saved.queues[4].next_available", "16"),
+        ("platform.balloon.Saved.queues[4].next_used", "16"),
+        ("platform.balloon.Saved.queues[4].ready", "true"),
+        ("platform.balloon.Saved.status", "15"),
+    ],
 ];
 
 /// The registers that every CPU and every KVM for x86-64 has, and that the guest uses: the TSC and what is added to it,
@@ -96,11 +122,11 @@ const COMMON_MSRS: [u32; 12] = [
 
 #[test]
 fn a_machine_that_an_earlier_version_stored_is_what_it_was() {
-    for (version, state) in STATES {
+    for ((version, state), held) in STATES.into_iter().zip(HELD_BY_VERSION) {
         let described = Machine { kind: "pando-vmm".into(), version, arch: "x86_64".into(), cpu_features: Vec::new() };
         let machine = MachineState::decode(&described, state).unwrap();
         let fields = fields::of(&machine);
-        for (name, held) in HELD {
+        for (name, held) in HELD.iter().chain(held) {
             assert_eq!(fields.get(*name).map(String::as_str), Some(*held), "{name} of version {version}");
         }
         assert_eq!(machine.vcpus.len(), usize::from(WITNESS.vcpus));
