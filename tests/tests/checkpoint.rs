@@ -2,14 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use pando_tests::{TestDaemon, TestVm, setting, wait_for};
-use pando_wire::api::{Checkpoint, CheckpointState, State, Vm};
+use pando_tests::{TestDaemon, TestVm, progress, setting, wait_for};
+use pando_wire::api::{Checkpoint, CheckpointState, ForkReport, State, Vm};
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Until something that a guest is at has gone on.
 const LIMIT: Duration = Duration::from_secs(60);
+/// How often a fork, a checkpoint and a sleep come at once, each time in another order.
+const ROUNDS: usize = 3;
 
 fn inspect(daemon: &TestDaemon, name: &str) -> Checkpoint {
     serde_json::from_str(&daemon.pando(&["checkpoint", "inspect", "-o", "json", name]).ok()).unwrap()
@@ -140,6 +143,59 @@ fn a_vm_sleeps_without_a_process_and_a_program_wakes_it_where_it_was() {
     }
 }
 
+#[test]
+#[ignore = "needs a Linux guest: make test"]
+fn a_fork_a_checkpoint_and_a_sleep_that_come_at_once_are_done_or_refused_and_nothing_is_lost() {
+    let daemon = TestDaemon::start();
+    let web = daemon.boot("web");
+    for round in 0..ROUNDS {
+        let note = format!("round {round}");
+        let checkpoint = format!("warm{round}");
+        ["/tmp/note", "/data/note"].iter().for_each(|path| web.write(path, &note));
+        let mut commands =
+            [&["fork", "-o", "json", "web"][..], &["checkpoint", "create", "web", &checkpoint], &["hibernate", "web"]];
+        commands.rotate_left(round);
+        // Each comes while the one before it is at work.
+        let runs = thread::scope(|scope| {
+            let run = |args| {
+                thread::sleep(Duration::from_millis(20 << round));
+                let daemon = &daemon;
+                scope.spawn(move || daemon.pando(args))
+            };
+            commands.map(run).map(|run| run.join().unwrap())
+        });
+        assert!(runs.iter().any(|run| run.code == 0), "all were refused: {runs:?}");
+        let mut vms = Vec::new();
+        for (args, run) in commands.iter().zip(runs) {
+            progress(format_args!(
+                "round {round}: {args:?} took {:?}: {} {}",
+                run.took,
+                run.code,
+                run.stderr.trim_end()
+            ));
+            match (args[0], run.code) {
+                (_, code @ 1..) => drop(run.refused(code)),
+                ("fork", _) => {
+                    let report: ForkReport = serde_json::from_str(&run.ok()).unwrap();
+                    vms.push(TestVm::new(&daemon, &report.children[0].name));
+                }
+                ("checkpoint", _) => {
+                    wait_for("it is stored", LIMIT * 3, || {
+                        inspect(&daemon, &checkpoint).state == CheckpointState::Stored
+                    });
+                    let name = daemon.pando(&["run", "--from", &checkpoint]).ok();
+                    vms.push(TestVm::new(&daemon, &name));
+                }
+                _ => (),
+            }
+        }
+        for vm in vms.iter().chain([&web]) {
+            assert_eq!((vm.read("/tmp/note"), vm.read("/data/note")), (note.clone(), note.clone()), "{}", vm.name());
+        }
+        assert!(daemon.pando(&["checkpoint", "verify"]).ok().ends_with("all whole"));
+    }
+}
+
 /// A host whose clock is a week ahead until this is dropped; one that is not the tests' own is left alone, and some time
 /// passes instead, long enough for a guest's clock that was not set to be seen.
 struct Slept {
@@ -154,7 +210,7 @@ impl Slept {
         if week {
             set_clock(seconds() + Self::WEEK);
         } else {
-            std::thread::sleep(Duration::from_secs(10));
+            thread::sleep(Duration::from_secs(10));
         }
         Self { week }
     }
