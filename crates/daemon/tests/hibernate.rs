@@ -95,6 +95,27 @@ async fn a_vm_that_woke_just_now_is_forked_and_kept_and_falls_asleep_again() {
     assert_eq!(keep().await, 200);
 }
 
+#[tokio::test]
+async fn a_vm_that_sleeps_or_falls_asleep_is_woken_to_be_forked_and_to_be_kept() {
+    let daemon = Daemon::start().await;
+    daemon.run("web").await;
+    for (what, body) in [("fork", json!({"children": [{}]})), ("checkpoint", json!({}))] {
+        let path = format!("/vms/web/{what}");
+        assert_eq!(order(&daemon, "web", "hibernate").await, DONE);
+        let (status, told) = daemon.post(&path, body.clone()).await;
+        assert_eq!(status, 200, "{told}");
+        assert_eq!(daemon.vm("web").await.state, State::Running);
+
+        // While it falls asleep, and twice while it sleeps.
+        let (slept, first, second) = tokio::join!(
+            order(&daemon, "web", "hibernate"),
+            daemon.post(&path, body.clone()),
+            daemon.post(&path, body.clone())
+        );
+        assert_eq!((slept.0, first.0.as_u16(), second.0.as_u16()), (200, 200, 200), "{slept:?} {first:?} {second:?}");
+    }
+}
+
 /// The daemon that woke it is not the one that forks it.
 #[tokio::test]
 async fn a_vm_that_woke_just_before_its_daemon_ended_is_forked_by_the_next() {

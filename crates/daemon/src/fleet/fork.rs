@@ -50,15 +50,13 @@ const READY_LIMIT: Duration = Duration::from_secs(30);
 const PAGE_BYTES: u64 = 4096;
 
 impl Fleet {
-    /// Copies a running or paused VM. The answer tells of every child, also of those that failed.
+    /// Copies a running or paused VM; one that sleeps is woken for it. The answer tells of every child, also of those that failed.
     pub(crate) async fn fork(&self, name: &str, request: ForkRequest) -> Result<ForkReport, FleetError> {
         let arrival = Instant::now();
         let count = request.children.len();
         check_count(count)?;
-        let id = self.gathered(name, "fork").await?.id;
-        let gathered = Instant::now();
-        let _turn = self.0.turns.vm(&id).await;
-        let parent = self.find(&id).await?;
+        let (parent, _turn) = self.awake_and_whole(name, "fork").await?;
+        let (id, gathered) = (parent.id.clone(), Instant::now());
         if !matches!(parent.state, State::Running | State::Paused) {
             return Err(wrong_state(&parent, "fork"));
         }
@@ -108,15 +106,19 @@ impl Fleet {
     /// now some is still on its way. That may take long, so it is for before its turn and before its programs stand still.
     pub(super) async fn gathered(&self, name: &str, wanted: &'static str) -> Result<Record, FleetError> {
         let vm = self.find(name).await?;
-        let has_started = matches!(vm.state, State::Running | State::Paused);
-        // Most were booted or forked, and need not be asked.
-        if let Some(live) = self.0.supervisor.live(&vm.id).filter(|live| has_started && live.arrives()) {
+        if let Some(live) = self.0.supervisor.live(&vm.id).filter(|_| self.arrives(&vm)) {
             let path = self.0.paths.control_socket(&vm.id);
             let gathered = async { Monitor::connect(&path)?.call(&Request::Gather, &[], GATHER_LIMIT).await };
             gathered.await.map_err(|source| FleetError::Monitor { name: vm.name.clone(), wanted, source })?;
             live.set_arrives(false);
         }
         Ok(vm)
+    }
+
+    /// Whether `vm` runs with memory that may be missing. Most were booted or forked, and need not be asked.
+    pub(super) fn arrives(&self, vm: &Record) -> bool {
+        let has_started = matches!(vm.state, State::Running | State::Paused);
+        has_started && self.0.supervisor.live(&vm.id).is_some_and(|live| live.arrives())
     }
 
     /// The layers that a child of `parent` inherits, which must leave room for one of its own.

@@ -57,16 +57,14 @@ impl Fleet {
         .await
     }
 
-    /// Keeps a running or paused VM as it is now: a seed, which begins to write itself into the store. The VM goes on.
+    /// Keeps a running or paused VM as it is now, or as it slept: a seed, which begins to write itself into the store. The VM goes on.
     pub(crate) async fn create_checkpoint(
         &self,
         name: &str,
         request: CheckpointRequest,
     ) -> Result<Checkpoint, FleetError> {
         request.name.as_deref().map_or(Ok(()), names::check)?;
-        let id = self.gathered(name, "checkpoint").await?.id;
-        let _turn = self.0.turns.vm(&id).await;
-        let vm = self.find(&id).await?;
+        let (vm, _turn) = self.awake_and_whole(name, "checkpoint").await?;
         if !matches!(vm.state, State::Running | State::Paused) {
             return Err(wrong_state(&vm, "checkpoint"));
         }

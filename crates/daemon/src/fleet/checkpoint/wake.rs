@@ -6,6 +6,7 @@
 use super::super::error::{FleetError, cannot};
 use super::super::files::{Own, Shared, open_kvm, sync_layer};
 use super::super::presence::Visit;
+use super::super::turns::Turn;
 use super::super::{Fleet, blocking, room, wrong_state};
 use super::cold::Source;
 use crate::agent::Agent;
@@ -42,14 +43,34 @@ impl Fleet {
         let id = self.find(name).await?.id;
         loop {
             let visit = self.0.presence.enter(&id).await;
-            let vm = self.find(&id).await?;
-            // One that is starting may be woken by somebody else just now.
-            let must_wake = vm.state == State::Hibernated || (vm.state == State::Starting && vm.sleep.is_some());
-            if !must_wake {
+            if !is_asleep(&self.find(&id).await?) {
                 return self.running(&id, wanted).await.map(|vm| (vm, visit));
             }
             drop(visit);
             self.wake_if_asleep(&id).await?;
+        }
+    }
+
+    /// The VM of this name or id, and its turn: not asleep, it is woken for that, and with all of its memory there if it
+    /// runs, as it must be for a fork. That may take long, so it is for before its programs stand still, and not a part of
+    /// its turn: others may stop it meanwhile.
+    pub(in crate::fleet) async fn awake_and_whole(
+        &self,
+        name: &str,
+        wanted: &'static str,
+    ) -> Result<(Record, Turn), FleetError> {
+        let id = self.find(name).await?.id;
+        loop {
+            if is_asleep(&self.find(&id).await?) {
+                self.wake_if_asleep(&id).await?;
+            }
+            self.gathered(&id, wanted).await?;
+            let turn = self.0.turns.vm(&id).await;
+            let vm = self.find(&id).await?;
+            // It may have fallen asleep while others had their turn, and even be awake again.
+            if !is_asleep(&vm) && !self.arrives(&vm) {
+                return Ok((vm, turn));
+            }
         }
     }
 
@@ -125,4 +146,9 @@ impl Fleet {
         }
         Ok(())
     }
+}
+
+/// Whether `vm` must be woken: one that is starting may be woken by somebody else just now.
+fn is_asleep(vm: &Record) -> bool {
+    vm.state == State::Hibernated || (vm.state == State::Starting && vm.sleep.is_some())
 }
