@@ -1,26 +1,11 @@
-//! What a guest was told to be on disk, and a person to be stored, is there after the power was cut.
-//!
-//! The computer whose power is cut is an emulated host: what its kernel had in memory is gone, and its disk is a file
-//! here. The other tests may run in such a host; these start their own.
+//! Linux guests and the daemon: what was synced in one, and what was said to be stored.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+use crate::{Disk, LINUX_EACH, cuts, moment};
+use pando_tests::{Run, rootfs};
+use std::time::Duration;
 
-use pando_tests::{Run, prepared, rootfs, setting};
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-/// How many times the power is cut while checkpoints are made; a night's worth finds what is rare.
-const CUTS: &str = "PANDO_POWER_CUTS";
-/// How many when that is not set.
-const FEW_CUTS: u32 = 2;
-const LIMIT: Duration = Duration::from_secs(900);
 /// The daemon's state lies on the disk that loses its power.
 const BEGIN: &str = r#"
-set -eu
-mkdir -p /tmp/disk
-mount -t ext4 /dev/vda /tmp/disk
 export PANDO_STATE_DIR=/tmp/disk/state PANDO_RUNTIME_DIR=/run/pt PANDO_HOST=unix:///run/pt.sock
 "$PANDO_BINARY" daemon --socket /run/pt.sock &
 until "$PANDO_BINARY" ls -q >/dev/null 2>&1; do sleep 0.2; done
@@ -92,29 +77,29 @@ done
 #[test]
 #[ignore = "needs a Linux guest: make test"]
 fn what_a_forked_guest_synced_survives_a_power_cut_of_the_host() {
-    let (folder, disk) = folder();
+    let disk = disk();
 
-    let cut = machine(folder.path(), &disk, "cut.sh", UNTIL_THE_CUT, &[]);
+    let cut = run(&disk, UNTIL_THE_CUT, &[]);
     assert_eq!(cut.code, 137, "the power was not cut: {cut:?}");
     let durable: u64 = cut.stdout.lines().filter_map(|line| line.parse().ok()).next_back().unwrap_or_default();
     assert!(durable >= 60, "{cut:?}");
     println!("{durable} records were durable");
 
-    machine(folder.path(), &disk, "after.sh", AFTER_THE_CUT, &[("DURABLE", durable.to_string())]).ok();
+    run(&disk, AFTER_THE_CUT, &[("DURABLE", durable.to_string())]).ok();
 }
 
 #[test]
 #[ignore = "needs a Linux guest: make test"]
 fn checkpoints_that_were_stored_survive_power_cuts_of_the_host_and_half_written_ones_are_not_offered() {
-    let cuts = std::env::var(CUTS).map_or(FEW_CUTS, |cuts| cuts.parse().unwrap());
-    let (folder, disk) = folder();
+    let cuts = cuts().div_ceil(LINUX_EACH);
+    let disk = disk();
     let mut stored: Vec<String> = Vec::new();
     for round in 1..=cuts {
         // Up to the time that two of them take.
-        let delay = f64::from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_millis()) / 1000.0 * 20.0;
+        let delay = moment(Duration::from_secs(20)).as_secs_f64();
         let variables = [("STORED", stored.join(" ")), ("ROUND", round.to_string()), ("DELAY", format!("{delay:.2}"))];
         let script = format!("{CHECKPOINTS_ARE_WHOLE}{CHECKPOINTS_UNTIL_THE_CUT}");
-        let cut = machine(folder.path(), &disk, "cut.sh", &script, &variables);
+        let cut = run(&disk, &script, &variables);
         assert_eq!(cut.code, 137, "the power was not cut: {cut:?}");
         for line in cut.stdout.lines() {
             match line.split_once(' ') {
@@ -128,26 +113,17 @@ fn checkpoints_that_were_stored_survive_power_cuts_of_the_host_and_half_written_
     }
     assert!(!stored.is_empty(), "there is something to look for");
     let variables = [("STORED", stored.join(" "))];
-    machine(folder.path(), &disk, "after.sh", CHECKPOINTS_ARE_WHOLE, &variables).ok();
+    run(&disk, CHECKPOINTS_ARE_WHOLE, &variables).ok();
 }
 
-/// A folder with what guests begin from, and an empty disk.
-fn folder() -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    rootfs::build(&folder.path().join("rootfs"));
-    let disk = folder.path().join("disk");
-    File::create(&disk).unwrap().set_len(8 << 30).unwrap();
-    Run::of(Command::new("/usr/sbin/mkfs.ext4").args(["-q", "-F"]).arg(&disk), &[], LIMIT).ok();
-    (folder, disk)
+/// An empty disk, and beside it what guests begin from.
+fn disk() -> Disk {
+    let disk = Disk::new();
+    rootfs::build(&disk.folder().join("rootfs"));
+    disk
 }
 
-/// Runs a script in an emulated host with that disk.
-fn machine(folder: &Path, disk: &Path, name: &str, script: &str, variables: &[(&str, String)]) -> Run {
-    let path = folder.join(name);
-    fs::write(&path, format!("{BEGIN}{script}")).unwrap();
-    let mut command = Command::new(prepared(setting::BINARY));
-    command.args(["machine", "run", "-m", "3072", "-t", "800", "--kill-after", "0.3", "--disk"]).arg(disk);
-    command.arg("-w").arg(folder).args(["--", "bash"]).arg(&path);
-    command.envs(variables.iter().map(|(name, value)| (name, value)));
-    Run::of(&mut command, &[], LIMIT)
+/// Runs a script that has a daemon, in an emulated host with that disk.
+fn run(disk: &Disk, script: &str, variables: &[(&str, String)]) -> Run {
+    disk.run(3072, "0.3", &format!("{BEGIN}{script}"), variables)
 }
