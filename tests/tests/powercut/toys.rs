@@ -7,8 +7,8 @@
 use crate::{Disk, cuts, moment};
 use pando_bench::{Monitor, Told, Witness, serve};
 use pando_store::{Checkpoint, Store};
-use pando_tests::{prepared, progress, setting};
-use std::path::{Path, PathBuf};
+use pando_tests::{Run, prepared, progress, setting};
+use std::path::Path;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
@@ -76,7 +76,7 @@ fn toys_that_were_stored_survive_power_cuts_of_the_host_and_half_written_ones_ar
     inside(&disk, &stored, Duration::ZERO).ok();
 }
 
-fn inside(disk: &Disk, stored: &[String], delay: Duration) -> pando_tests::Run {
+fn inside(disk: &Disk, stored: &[String], delay: Duration) -> Run {
     let program = std::env::current_exe().unwrap().display().to_string();
     let delay = delay.as_millis().to_string();
     disk.run(1024, "0", INSIDE, &[("TESTS", program), (DELAY, delay), (STORED, stored.join(" "))])
@@ -187,7 +187,7 @@ fn collect() {
 }
 
 /// Stores the VM again and again, and removes what is older.
-fn work(store: &Store, pando: &PathBuf, vm: &Monitor, newest: Option<(u64, String)>) -> ! {
+fn work(store: &Store, pando: &Path, vm: &Monitor, newest: Option<(u64, String)>) -> ! {
     let mut older: Vec<_> = store.checkpoints().unwrap();
     for number in newest.map_or(1, |(number, _)| number + 1).. {
         wait_for_laps(vm, 1);
