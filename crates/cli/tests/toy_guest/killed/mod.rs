@@ -1,5 +1,7 @@
 //! A save that is killed at any moment: a checkpoint is in the store as a whole, or not at all.
 
+mod transfer; // who is killed at a push, or while garbage is collected
+
 use crate::fork::assert_unbroken;
 use crate::{LIMIT, MEMORY, PANDO, needs_kvm};
 use pando_bench::{Guest, Monitor, PageServer, Toy, serve};
@@ -11,8 +13,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How many saves are killed, a process of each in turn.
-const KILLS: u32 = 30;
+/// How many times somebody is killed, in each of the tests here; many find what is rare.
+const KILLS: &str = "PANDO_KILLS";
+/// How many saves are killed when that is not set, a process of each in turn.
+const FEW_KILLS: u32 = 32;
 /// What the guest writes anew in each lap, in pages: enough for a seed to be killed while it tells of them.
 const PAGES: u64 = 8192;
 
@@ -25,12 +29,29 @@ enum Victim {
     Teller,
     /// The seed, which is not needed any more once the teller is there.
     Seed,
+    /// The VM that the seed was forked from.
+    Monitor,
 }
 
-const VICTIMS: [Victim; 3] = [Victim::Saver, Victim::Teller, Victim::Seed];
+const VICTIMS: [Victim; 4] = [Victim::Saver, Victim::Teller, Victim::Seed, Victim::Monitor];
+
+fn kills(few: u32) -> u32 {
+    std::env::var(KILLS).map_or(few, |kills| kills.parse().unwrap())
+}
+
+fn kill(pid: u32) {
+    // It may have ended by itself.
+    let _ = kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL);
+}
 
 fn guest() -> Guest {
     Guest { kernel: Toy::walking(PAGES).elf(), vcpus: 1, memory_bytes: MEMORY, disk_bytes: 4096 }
+}
+
+fn boot() -> Monitor {
+    let vm = Monitor::boot_guest(PANDO.as_ref(), &guest()).unwrap();
+    vm.console_of(3, LIMIT).unwrap();
+    vm
 }
 
 #[test]
@@ -38,8 +59,7 @@ fn a_save_that_is_killed_is_whole_or_not_there() {
     if !needs_kvm() {
         return;
     }
-    let parent = Monitor::boot_guest(PANDO.as_ref(), &guest()).unwrap();
-    parent.console_of(3, LIMIT).unwrap();
+    let mut parent = boot();
     let first = parent.seed().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let start = Instant::now();
@@ -48,13 +68,14 @@ fn a_save_that_is_killed_is_whole_or_not_there() {
     drop(first);
     let store = Store::open(dir.path()).unwrap();
     let mut known = vec!["whole".to_owned()];
+    let kills = kills(FEW_KILLS).next_multiple_of(VICTIMS.len() as u32);
     let (mut whole, ended) = ([0; VICTIMS.len()], AtomicBool::new(false));
     thread::scope(|scope| {
         let sweeper = scope.spawn(|| sweep(dir.path(), &ended));
         let end = End(&ended);
-        for kill in 0..KILLS {
+        for kill in 0..kills {
             let (name, victim) = (format!("k{kill}"), kill as usize % VICTIMS.len());
-            let done = save_and_kill(&parent, dir.path(), &name, took * kill / KILLS, VICTIMS[victim]);
+            let done = save_and_kill(&parent, dir.path(), &name, took * kill / kills, VICTIMS[victim]);
             let now = store.checkpoints().unwrap();
             // It may be whole before its writer can say so, and then is like any other.
             if done || now.contains(&name) {
@@ -65,15 +86,18 @@ fn a_save_that_is_killed_is_whole_or_not_there() {
             known.sort();
             assert_eq!(now, known);
             assert_eq!(store.verify().unwrap().damage.len(), 0);
+            if VICTIMS[victim] == Victim::Monitor {
+                parent = boot();
+            }
         }
         drop(end);
         assert!(sweeper.join().unwrap() > 0);
     });
     drop(parent);
-    println!("of {KILLS} saves {whole:?} were whole when one of {VICTIMS:?} was killed");
-    let each = KILLS / VICTIMS.len() as u32;
+    println!("of {kills} saves {whole:?} were whole when one of {VICTIMS:?} was killed");
+    let each = kills / VICTIMS.len() as u32;
     assert!(whole[0] < each && whole[1] < each, "kills came in the middle of it: {whole:?}");
-    assert_eq!(whole[2], each, "a seed that dies takes nothing along");
+    assert_eq!(whole[2..], [each; 2], "a seed that dies takes nothing along, and neither does its VM");
 }
 
 /// The checkpoint is a VM that goes on.
@@ -95,11 +119,9 @@ fn save_and_kill(parent: &Monitor, store: &Path, name: &str, moment: Duration, v
         Victim::Saver => vec![saving.id()],
         Victim::Teller => children(pid),
         Victim::Seed => vec![pid],
+        Victim::Monitor => vec![parent.pid().unwrap()],
     };
-    for pid in pids {
-        // It may have ended by itself.
-        let _ = kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL);
-    }
+    pids.into_iter().for_each(kill);
     saving.wait().unwrap().success()
 }
 
