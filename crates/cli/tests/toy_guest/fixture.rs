@@ -7,7 +7,7 @@ use crate::{LIMIT, MEMORY, PANDO, needs_kvm};
 use pando_bench::{Daemon, Monitor, MonitorError, PageServer, Witness, serve};
 use pando_store::{Layer, PAGE_BYTES, Page, Store};
 use pando_wire::api::{Checkpoint, CheckpointState, Image};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::ops::Range;
 use std::path::Path;
@@ -166,7 +166,7 @@ fn a_guest_that_an_earlier_version_stored_goes_on() {
 #[test]
 #[ignore = "writes a fixture, once for each version"]
 fn write_the_fixture() {
-    let stream = std::env::var_os("PANDO_FIXTURE").unwrap();
+    let Some(stream) = std::env::var_os("PANDO_FIXTURE") else { return };
     let dir = tempfile::tempdir().unwrap();
     let mut save = Command::new(PANDO);
     save.args(["pages", "save", "--name", ID, "--store"]).arg(dir.path()).stdin(File::open(stream).unwrap());
@@ -197,15 +197,18 @@ fn write_the_fixture() {
 
 /// The checkpoint in `store` behind what a daemon would know of it, which has none here, as no agent is in the guest.
 fn described(store: &Store, image: &str) -> Vec<u8> {
-    let description = json!({
+    let mut all = ahead_of_export(&json!({
         "id": ID, "name": "first", "vm": VM, "vm_name": "fixture", "generation": 1, "image": image,
         "cpus": WITNESS.vcpus, "memory_bytes": MEMORY, "command": ["true"], "env": {"A": "1"}, "cwd": "/", "user": null,
         "kernel": null, "created_ms": CREATED_MS,
-    });
-    let json = description.to_string().into_bytes();
-    let hash = blake3::hash(&json);
-    let head = [b"pando checkpoint", &1u32.to_le_bytes()[..], &(json.len() as u32).to_le_bytes(), hash.as_bytes()];
-    let mut all = [&head.concat()[..], &json].concat();
+    }));
     store.export_with_working_sets(&[ID], &mut all).unwrap();
     all
+}
+
+/// What a daemon writes ahead of an export, of what it knows: mark, format, length, hash, JSON.
+pub(crate) fn ahead_of_export(known: &Value) -> Vec<u8> {
+    let json = known.to_string().into_bytes();
+    let (format, len) = (1_u32.to_le_bytes(), (json.len() as u32).to_le_bytes());
+    [&b"pando checkpoint"[..], &format, &len, blake3::hash(&json).as_bytes(), &json].concat()
 }

@@ -139,7 +139,7 @@ fn a_machine_that_an_earlier_version_stored_is_what_it_was() {
 #[test]
 #[ignore = "writes what a fixture is made of, once for each version"]
 fn write_what_the_fixture_is_made_of() {
-    let path = std::env::var_os("PANDO_FIXTURE").unwrap();
+    let Some(path) = std::env::var_os("PANDO_FIXTURE") else { return };
     let mut toys = Toys::new().unwrap();
     let mut image = toys.image(&WITNESS.guest(MEMORY));
     mask(&mut image.machine);

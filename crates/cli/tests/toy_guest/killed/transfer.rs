@@ -8,6 +8,7 @@
 mod server;
 
 use super::{boot, goes_on, kill, kills};
+use crate::fixture::ahead_of_export;
 use crate::{LIMIT, MEMORY, PANDO, needs_kvm};
 use pando_store::{Bucket, BucketError, Store};
 use serde_json::{Value, json};
@@ -317,13 +318,10 @@ fn spawn(folder: &Path) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
 }
 
-/// What a daemon writes ahead of an export: mark, format, length, hash, JSON.
+/// What a daemon would know of the checkpoint.
 fn description(name: &str, id: &str, image: &str) -> Vec<u8> {
-    let known = json!({
+    ahead_of_export(&json!({
         "id": id, "name": name, "vm": IDS[0], "vm_name": "toy", "generation": 1, "image": image, "cpus": 1,
         "memory_bytes": MEMORY, "command": [], "env": {}, "cwd": null, "user": null, "kernel": null, "created_ms": 1,
-    });
-    let json = known.to_string().into_bytes();
-    let (format, len) = (1_u32.to_le_bytes(), (json.len() as u32).to_le_bytes());
-    [&b"pando checkpoint"[..], &format, &len, blake3::hash(&json).as_bytes(), &json].concat()
+    }))
 }
