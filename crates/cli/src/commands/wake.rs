@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::parse;
 use std::process::ExitCode;
 
-/// Bring back hibernated VMs, where they were; `exec`, `cp`, `fork` and `checkpoint` do so by themselves.
+/// Bring back hibernated VMs, where they were; `exec` does, too.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  pando wake web")]
 pub(crate) struct Args {
