@@ -54,6 +54,16 @@ pub enum Tsc {
 }
 
 impl VcpuState {
+    /// Reads the first TSC again, now that the VM's clock was read: after a sleep both go on from their readings, and a guest
+    /// that compares them finds the time between these two as a skew, and its TSC unstable.
+    pub fn read_tsc_with_clock(vcpus: &mut [Self]) {
+        if let Some(first) = vcpus.first_mut()
+            && let Tsc::Offset(offset) = first.tsc
+        {
+            first.tsc_now = host_tsc().wrapping_add(offset);
+        }
+    }
+
     /// Has the TSCs of a machine's vCPUs go on from where the first was read, whatever the host's has done since: it may
     /// be another host, or have been booted anew. They stay as far from each other as they were.
     pub fn stop_tscs(vcpus: &mut [Self]) {
@@ -254,6 +264,20 @@ mod tests {
             assert!(since < PASSED / 100, "{since} ticks");
             assert_eq!(second.wrapping_sub(first), 7);
         }
+    }
+
+    #[test]
+    fn the_tsc_of_a_machine_is_of_when_its_clock_was_read() {
+        let Ok(kvm) = std::fs::File::options().read(true).write(true).open("/dev/kvm") else {
+            eprintln!("skipped: no usable /dev/kvm");
+            return;
+        };
+        let vm = std::sync::Arc::new(crate::Vm::create(&crate::Kvm::from_fd(kvm.into()).unwrap()).unwrap());
+        let read = vm.create_vcpu(0).unwrap().state(&[], &CpuId::new(0).unwrap()).unwrap();
+        let mut vcpus = [VcpuState { tsc: Tsc::Offset(1000), tsc_now: 0, ..read }];
+        let before = host_tsc();
+        VcpuState::read_tsc_with_clock(&mut vcpus);
+        assert!((before + 1000..=host_tsc() + 1000).contains(&vcpus[0].tsc_now));
     }
 
     #[test]

@@ -32,21 +32,17 @@ impl VmState {
 }
 
 impl Vm {
-    /// Reads the state. The vCPUs stand still.
+    /// Reads the state, the clock last. The vCPUs stand still.
     pub fn state(&self) -> Result<VmState, SysError> {
         let chip = |id| {
             let mut chip = kvm_irqchip { chip_id: id, ..Default::default() };
             self.fd.get_irqchip(&mut chip).map_err(SysError::kvm("KVM_GET_IRQCHIP"))?;
             Ok(chip)
         };
+        let irqchips = [chip(KVM_IRQCHIP_PIC_MASTER)?, chip(KVM_IRQCHIP_PIC_SLAVE)?, chip(KVM_IRQCHIP_IOAPIC)?];
+        let pit = self.fd.get_pit2().map_err(SysError::kvm("KVM_GET_PIT2"))?;
         let clock = self.fd.get_clock().map_err(SysError::kvm("KVM_GET_CLOCK"))?;
-        let clock_read_at_ns = boot_time_ns();
-        Ok(VmState {
-            irqchips: [chip(KVM_IRQCHIP_PIC_MASTER)?, chip(KVM_IRQCHIP_PIC_SLAVE)?, chip(KVM_IRQCHIP_IOAPIC)?],
-            pit: self.fd.get_pit2().map_err(SysError::kvm("KVM_GET_PIT2"))?,
-            clock,
-            clock_read_at_ns,
-        })
+        Ok(VmState { irqchips, pit, clock, clock_read_at_ns: boot_time_ns() })
     }
 
     /// Puts the state back. No vCPU has run yet.
