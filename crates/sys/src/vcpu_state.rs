@@ -54,24 +54,23 @@ pub enum Tsc {
 }
 
 impl VcpuState {
-    /// Reads the first TSC again, now that the VM's clock was read: after a sleep both go on from their readings, and a guest
-    /// that compares them finds the time between these two as a skew, and its TSC unstable.
-    pub fn read_tsc_with_clock(vcpus: &mut [Self]) {
+    /// Has the first TSC reading be of when the host's was `host_tsc`.
+    pub(crate) fn read_tscs_at(vcpus: &mut [Self], host_tsc: u64) {
         if let Some(first) = vcpus.first_mut()
             && let Tsc::Offset(offset) = first.tsc
         {
-            first.tsc_now = host_tsc().wrapping_add(offset);
+            first.tsc_now = host_tsc.wrapping_add(offset);
         }
     }
 
     /// Has the TSCs of a machine's vCPUs go on from where the first was read, whatever the host's has done since: it may
     /// be another host, or have been booted anew. They stay as far from each other as they were.
-    pub fn stop_tscs(vcpus: &mut [Self]) {
+    pub(crate) fn stop_tscs_at(vcpus: &mut [Self], host_tsc: u64) {
         let Some((Tsc::Offset(offset), now)) = vcpus.first().map(|first| (first.tsc, first.tsc_now)) else {
             return; // Where KVM cannot tell offsets, values are put back.
         };
         let host_then = now.wrapping_sub(offset);
-        let shift = host_then.wrapping_sub(host_tsc());
+        let shift = host_then.wrapping_sub(host_tsc);
         for vcpu in vcpus {
             if let Tsc::Offset(offset) = &mut vcpu.tsc {
                 *offset = offset.wrapping_add(shift);
@@ -80,7 +79,7 @@ impl VcpuState {
     }
 }
 
-fn host_tsc() -> u64 {
+pub(crate) fn host_tsc() -> u64 {
     // SAFETY: Every CPU that can run a guest has this instruction. It touches no memory.
     unsafe { std::arch::x86_64::_rdtsc() }
 }
@@ -255,7 +254,7 @@ mod tests {
             let tsc_now = host_tsc().wrapping_add(offset).wrapping_sub(passed);
             let vcpu = |ahead| VcpuState { tsc: Tsc::Offset(offset + ahead), tsc_now, ..read.clone() };
             let mut vcpus = [vcpu(0), vcpu(7)];
-            VcpuState::stop_tscs(&mut vcpus);
+            VcpuState::stop_tscs_at(&mut vcpus, host_tsc());
             let [first, second] = vcpus.map(|vcpu| match vcpu.tsc {
                 Tsc::Offset(offset) => offset,
                 Tsc::Value(_) => panic!("it is an offset"),
@@ -276,8 +275,11 @@ mod tests {
         let read = vm.create_vcpu(0).unwrap().state(&[], &CpuId::new(0).unwrap()).unwrap();
         let mut vcpus = [VcpuState { tsc: Tsc::Offset(1000), tsc_now: 0, ..read }];
         let before = host_tsc();
-        VcpuState::read_tsc_with_clock(&mut vcpus);
-        assert!((before + 1000..=host_tsc() + 1000).contains(&vcpus[0].tsc_now));
+        let state = vm.state().unwrap();
+        let after = host_tsc();
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        state.read_tscs(&mut vcpus);
+        assert!((before + 1000..=after + 1000).contains(&vcpus[0].tsc_now));
     }
 
     #[test]

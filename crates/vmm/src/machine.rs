@@ -109,8 +109,7 @@ impl MachineState {
     /// Has the machine go on after a sleep, perhaps one in which the host was another or was booted anew: the guest's
     /// clocks go on from where they were.
     pub(crate) fn wake(&mut self) {
-        VcpuState::stop_tscs(&mut self.vcpus);
-        self.vm.stop_clock();
+        self.vm.stop_clocks(&mut self.vcpus);
     }
 }
 

@@ -241,7 +241,7 @@ impl Vm {
     pub(crate) fn machine_state(&self) -> Result<Option<MachineState>, SysError> {
         let Some(mut vcpus) = self.paused.clone() else { return Ok(None) };
         let (vm, msrs) = (self.vm.state()?, Arc::clone(&self.msrs));
-        VcpuState::read_tsc_with_clock(&mut vcpus); // They may have stood still for long.
+        vm.read_tscs(&mut vcpus); // They may have stood still for long.
         Ok(Some(MachineState { vcpus, vm, platform: self.platform.state(), msrs }))
     }
 }
