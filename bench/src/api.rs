@@ -52,6 +52,7 @@ impl From<io::Error> for ApiError {
 pub struct Daemon {
     folder: TempDir,
     pando: PathBuf,
+    options: Vec<String>,
     process: Child,
 }
 
@@ -61,27 +62,44 @@ impl Daemon {
     pub fn start(pando: &Path, options: &[&str]) -> Result<Self, ApiError> {
         // Short, because paths of sockets have room for 107 characters.
         let folder = TempDir::with_prefix_in("pb.", "/tmp")?;
-        let log = File::create(folder.path().join("log"))?;
-        let process = Command::new(pando)
-            .args(["daemon", "--socket"])
-            .arg(folder.path().join("pando.sock"))
-            .args(options)
-            .env("PANDO_STATE_DIR", folder.path().join("state"))
-            .env("PANDO_RUNTIME_DIR", folder.path().join("run"))
-            .env("PANDO_TELL_WAITS", "1") // For `checkpoint`: how long guests waited for their memory.
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()?;
-        let daemon = Self { folder, pando: pando.to_owned(), process };
+        let options: Vec<_> = options.iter().map(|&option| option.to_owned()).collect();
+        let process = spawn(pando, folder.path(), &options)?;
+        let daemon = Self { folder, pando: pando.to_owned(), options, process };
+        daemon.wait()?;
+        Ok(daemon)
+    }
+
+    /// Kills it, and nobody else.
+    pub fn kill(&mut self) -> Result<(), ApiError> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
+
+    /// Starts it again if it has ended, with the folders that it had.
+    pub fn ensure(&mut self) -> Result<(), ApiError> {
+        if self.process.try_wait()?.is_none() {
+            return Ok(());
+        }
+        self.process = spawn(&self.pando, self.folder.path(), &self.options)?;
+        self.wait()
+    }
+
+    /// Waits until it answers.
+    fn wait(&self) -> Result<(), ApiError> {
         let start = Instant::now();
-        while let Err(error) = daemon.call::<Value>("GET", "/version", &()) {
+        while let Err(error) = self.call::<Value>("GET", "/version", &()) {
             if start.elapsed() > START_LIMIT {
                 return Err(error);
             }
             sleep(Duration::from_millis(20));
         }
-        Ok(daemon)
+        Ok(())
+    }
+
+    /// What it has written to its log.
+    pub fn log(&self) -> Result<String, ApiError> {
+        Ok(fs::read_to_string(self.folder.path().join("log"))?)
     }
 
     /// Imports an image of busybox and nothing else; its digest. A VM is booted and removed for it.
@@ -101,10 +119,16 @@ impl Daemon {
         digest.ok_or_else(|| ApiError::Answer(vm.to_string()))
     }
 
-    /// Runs the command, which asks this daemon. What it prints.
+    /// The command, which asks this daemon.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.pando);
+        command.args(args).env("PANDO_HOST", format!("unix://{}", self.socket().display()));
+        command
+    }
+
+    /// Runs the command. What it prints.
     pub fn pando(&self, args: &[&str]) -> Result<String, ApiError> {
-        let host = format!("unix://{}", self.socket().display());
-        let output = Command::new(&self.pando).args(args).env("PANDO_HOST", host).output()?;
+        let output = self.command(args).output()?;
         match output.status.success() {
             true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
             false => Err(ApiError::Refused(String::from_utf8_lossy(&output.stderr).into_owned())),
@@ -193,6 +217,22 @@ impl Drop for Daemon {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// A daemon with folders in `folder`, and its log behind what is there.
+fn spawn(pando: &Path, folder: &Path, options: &[String]) -> io::Result<Child> {
+    let log = File::options().append(true).create(true).open(folder.join("log"))?;
+    Command::new(pando)
+        .args(["daemon", "--socket"])
+        .arg(folder.join("pando.sock"))
+        .args(options)
+        .env("PANDO_STATE_DIR", folder.join("state"))
+        .env("PANDO_RUNTIME_DIR", folder.join("run"))
+        .env("PANDO_TELL_WAITS", "1") // For `checkpoint`: how long guests waited for their memory.
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
 }
 
 fn parse<A: DeserializeOwned>(body: &[u8]) -> Result<A, ApiError> {

@@ -1,4 +1,5 @@
-//! Memory, CPUs and disk of a child, and of a VM from a checkpoint, are of one instant. `tests/programs/src/bin/oracle` says how it is known.
+//! Memory, CPUs and disk of a child, and of a VM from a checkpoint, are of one instant. `tests/programs/src/bin/oracle`
+//! says how it is known.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -100,8 +100,20 @@ pub fn is_one_file(one: (Pid, RawFd), other: (Pid, RawFd)) -> Result<bool, SysEr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::process::getpriority_process;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn who_gives_way_does_so_alone() {
+        let nice = || getpriority_process(Some(gettid())).unwrap();
+        let before = nice();
+        let there = std::thread::spawn(move || {
+            give_way();
+            getpriority_process(Some(gettid())).unwrap()
+        });
+        assert_eq!((there.join().unwrap(), nice()), (NICE, before));
+    }
 
     #[test]
     fn a_child_keeps_what_it_was_told_to_and_nothing_else() {

@@ -27,9 +27,9 @@ pub struct VmState {
 }
 
 impl VmState {
-    /// Has the TSC reading of these vCPUs be of when the clock was read, whenever they came to stand still: after a sleep both
-    /// go on from their readings, and a guest that compares them would find the time in between as a skew, and its TSC
-    /// unstable.
+    /// Has the TSC reading of these vCPUs be of when the clock was read, whenever they came to stand still: after a sleep
+    /// both go on from their readings, and a guest that compares them would find the time in between as a skew, and its
+    /// TSC unstable.
     pub fn read_tscs(&self, vcpus: &mut [VcpuState]) {
         VcpuState::read_tscs_at(vcpus, self.host_tsc);
     }
@@ -38,8 +38,9 @@ impl VmState {
     /// that slept, perhaps on another host.
     pub fn stop_clocks(&mut self, vcpus: &mut [VcpuState]) {
         self.clock.flags = 0; // So that KVM adds nothing.
-        (self.host_tsc, self.clock_read_at_ns) = in_one_go(|| (host_tsc(), boot_time_ns()));
-        VcpuState::stop_tscs_at(vcpus, self.host_tsc);
+        let (host_tsc, now_ns) = in_one_go(|| (host_tsc(), boot_time_ns()));
+        self.clock_read_at_ns = now_ns;
+        VcpuState::stop_tscs_at(vcpus, host_tsc);
     }
 }
 
@@ -76,12 +77,12 @@ impl Vm {
 
 /// Does what is about clocks, again when something came in between: the last time counts.
 fn in_one_go<T>(step: impl Fn() -> T) -> T {
-    const AT_MOST: u64 = 50_000; // A guest's kernel takes half a millisecond for a TSC that is not to be trusted.
+    const AT_MOST_NS: u64 = 50_000; // A tenth of what the clocksource watchdog of a guest's kernel lets pass.
     const TIMES: u32 = 8;
     for _ in 1..TIMES {
         let start = boot_time_ns();
         let done = step();
-        if boot_time_ns() - start <= AT_MOST {
+        if boot_time_ns() - start <= AT_MOST_NS {
             return done;
         }
     }

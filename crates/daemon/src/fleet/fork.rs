@@ -50,7 +50,8 @@ const READY_LIMIT: Duration = Duration::from_secs(30);
 const PAGE_BYTES: u64 = 4096;
 
 impl Fleet {
-    /// Copies a running or paused VM; one that sleeps is woken for it. The answer tells of every child, also of those that failed.
+    /// Copies a running or paused VM; one that sleeps is woken for it. The answer tells of every child, also of those that
+    /// failed.
     pub(crate) async fn fork(&self, name: &str, request: ForkRequest) -> Result<ForkReport, FleetError> {
         let arrival = Instant::now();
         let count = request.children.len();

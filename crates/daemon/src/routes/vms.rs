@@ -148,8 +148,7 @@ pub(super) async fn hibernate(State(fleet): State<Fleet>, Name(name): Name) -> R
     to_its_end(async move { fleet.hibernate(&name).await }).await.map(Json)
 }
 
-/// Bring back a VM that sleeps. A program that is run in one, a connection to its agent, a fork and a
-/// checkpoint of it do so by themselves.
+/// Bring back a VM that sleeps. A program, a connection to its agent, a fork or a checkpoint does so by itself.
 #[utoipa::path(
     post,
     path = "/vms/{name}/wake",

@@ -36,8 +36,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
-/// One that listens, and one that answers.
-const FEWEST_FAULT_THREADS: u32 = 2;
+/// Of the threads for faults, one listens and one answers. The others bring what is expected, so there is one at least.
+const FOR_FAULTS: u32 = 2;
+const FEWEST_FAULT_THREADS: u32 = FOR_FAULTS + 1;
 
 /// What a pager is to do.
 #[derive(Debug, Clone, Default)]
@@ -59,7 +60,7 @@ pub struct Tuning {
     pub around_pages: u32,
     /// Pages that are fetched at once while nobody waits; likewise.
     pub fill_pages: u32,
-    /// Threads for faults, at least two: one always listens. All but one more bring what is expected meanwhile.
+    /// Threads for faults, at least three: one always listens, and all but one more bring what is expected meanwhile.
     pub fault_threads: u32,
     /// Threads for the rest, at least one.
     pub fill_threads: u32,

@@ -6,7 +6,7 @@
 
 use super::source::{FetchError, Fetched, PageSource, SourceError, Wanted};
 use super::state::{Phase, State};
-use super::{End, FEWEST_FAULT_THREADS, OnEnd, PagerError, Tuning};
+use super::{End, FEWEST_FAULT_THREADS, FOR_FAULTS, OnEnd, PagerError, Tuning};
 use pando_sys::{SysError, Userfault, give_way};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
@@ -104,7 +104,7 @@ impl Shared {
 
     /// What is expected, for a thread that has no fault to answer, if there is still one for the next fault.
     fn claim_ahead(&self, guarded: &mut Guarded) -> Option<Range<u32>> {
-        let most = self.tuning.fault_threads.saturating_sub(FEWEST_FAULT_THREADS);
+        let most = self.tuning.fault_threads.max(FEWEST_FAULT_THREADS) - FOR_FAULTS;
         if guarded.is_listening { guarded.state.claim_ahead(most as usize, Instant::now()) } else { None }
     }
 

@@ -127,3 +127,19 @@ fn a_machine_that_slept_has_not_seen_the_time_pass() {
     forked.resume();
     wait_for_laps(&toys, 6);
 }
+
+#[test]
+fn the_tsc_of_a_state_is_of_when_it_was_taken_and_not_of_when_the_cpus_came_to_stand_still() {
+    let Some(mut toys) = Toys::new() else { return };
+    let (vm, before, _) = kept(&mut toys);
+    let Tsc::Offset(_) = before.vcpus[0].tsc else { return }; // KVM cannot tell, and a reading is all that there is.
+    thread::sleep(Duration::from_millis(100));
+    let halfway = state(&vm);
+    thread::sleep(Duration::from_millis(100));
+    let [first, second] = [(&before, &halfway), (&halfway, &state(&vm))]
+        .map(|(from, to)| to.vcpus[0].tsc_now.wrapping_sub(from.vcpus[0].tsc_now));
+    assert!(
+        first > 0 && second > 0 && first / 10 < second,
+        "{first} and {second} ticks in as much time as the clock saw"
+    );
+}

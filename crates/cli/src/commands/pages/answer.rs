@@ -128,8 +128,8 @@ fn next_held(layer: &Layer, from: u64) -> Option<u64> {
     })
 }
 
-/// Runs of pages outside of which there are only zeroes. Small gaps are passed over, as large as it takes to have no more runs
-/// than can be told.
+/// Runs of pages outside of which there are only zeroes. Gaps between them are passed over, as small as it takes to have no
+/// more runs than can be told.
 fn held(memory: &Manifest) -> Vec<(u32, u32)> {
     let mut gaps = (0..u32::BITS).map(|size| 1 << size);
     let whole = || vec![(0, pages(memory.pages()))];

@@ -10,12 +10,13 @@ mod server;
 use super::{boot, goes_on, kill, kills};
 use crate::fixture::ahead_of_export;
 use crate::{LIMIT, MEMORY, PANDO, needs_kvm};
+use pando_bench::Daemon;
 use pando_store::{Bucket, BucketError, Store};
+use pando_wire::api::Image;
 use serde_json::{Value, json};
 use server::Server;
 use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -57,15 +58,15 @@ fn what_was_pushed_or_kept_is_whole_whoever_is_killed_at_a_push_or_a_collection(
     if !needs_kvm() {
         return;
     }
-    let (server, mut daemon) = (Server::start(), Daemon::start());
-    let exports = daemon.exports();
-    daemon.import(&exports[0]);
+    let (server, mut keeper) = (Server::start(), Keeper::start());
+    let exports = keeper.exports();
+    keeper.import(&exports[0]);
     let start = Instant::now();
-    assert!(Push::of(&daemon, &server, "first").client.wait_with_output().unwrap().status.success());
+    assert!(Push::of(&keeper, &server, "first").client.wait_with_output().unwrap().status.success());
     let pushed = start.elapsed();
-    daemon.import(&exports[1]);
+    keeper.import(&exports[1]);
     let start = Instant::now();
-    assert!(daemon.collecting().wait().unwrap().success());
+    assert!(keeper.collecting().wait().unwrap().success());
     let collected = start.elapsed();
     let each = kills(FEW_KILLS).div_ceil(VICTIMS.len() as u32);
     let mut counts: [Count; VICTIMS.len()] = Default::default();
@@ -74,13 +75,13 @@ fn what_was_pushed_or_kept_is_whole_whoever_is_killed_at_a_push_or_a_collection(
         let (count, victim) = (&mut counts[victim], VICTIMS[victim]);
         let after = |took: Duration| took * 5 / 4 * round / each;
         match victim {
-            Victim::DaemonAtCollection => daemon.collect_and_kill(&exports[1], after(collected), count),
+            Victim::DaemonAtCollection => keeper.collect_and_kill(&exports[1], after(collected), count),
             at_push => {
-                let push = Push::of(&daemon, &server, &format!("{victim:?}{round}"));
-                push.kill(&mut daemon, at_push, after(pushed), count);
+                let push = Push::of(&keeper, &server, &format!("{victim:?}{round}"));
+                push.kill(&mut keeper, at_push, after(pushed), count);
             }
         }
-        daemon.is_whole();
+        keeper.is_whole();
     }
     VICTIMS.iter().zip(&counts).for_each(|(victim, count)| println!("{victim:?}: {count:?}"));
     assert!(counts.iter().all(|count| count.done < count.kills), "kills came before the end: {counts:?}");
@@ -97,25 +98,26 @@ struct Push {
 }
 
 impl Push {
-    fn of(daemon: &Daemon, server: &Server, prefix: &str) -> Self {
+    fn of(keeper: &Keeper, server: &Server, prefix: &str) -> Self {
         let spec = server.spec(prefix);
         let (url, endpoint) = (spec.to_string(), spec.endpoint.clone().unwrap());
-        let client = daemon.pando(&push(&url, &endpoint)).spawn().unwrap();
+        let client = keeper.pando(&push(&url, &endpoint)).spawn().unwrap();
         Self { bucket: Bucket::new(&spec).unwrap(), url, endpoint, client }
     }
 
-    /// Kills somebody so long after it has begun, and looks at what the bucket offers. Then it is pushed again, and is whole.
-    fn kill(mut self, daemon: &mut Daemon, victim: Victim, after: Duration, count: &mut Count) {
+    /// Kills somebody so long after it has begun, and looks at what the bucket offers. Then it is pushed again, and is
+    /// whole.
+    fn kill(mut self, keeper: &mut Keeper, victim: Victim, after: Duration, count: &mut Count) {
         thread::sleep(after);
         match victim {
             Victim::ClientAtPush => kill(self.client.id()),
-            _ => daemon.kill(),
+            _ => keeper.daemon.kill().unwrap(),
         }
         let is_said = self.client.wait().unwrap().success();
         let is_offered = self.is_offered();
         assert!(is_offered || !is_said, "it was said to be pushed, and is not offered");
-        daemon.ensure();
-        let told = daemon.ok(&push(&self.url, &self.endpoint));
+        keeper.daemon.ensure().unwrap();
+        let told = keeper.ok(&push(&self.url, &self.endpoint));
         // As in: 2 KiB sent in 3 files, 4 were there.
         let is_empty = told.trim_end().ends_with(", 0 were there");
         count.kills += 1;
@@ -158,54 +160,25 @@ fn push(url: &str, endpoint: &str) -> [String; 6] {
     ["checkpoint", "push", "a", url, "--endpoint", endpoint].map(str::to_owned)
 }
 
-/// A daemon with folders of its own.
-struct Daemon {
-    folder: TempDir,
-    process: Child,
+/// A daemon with an image of nothing.
+struct Keeper {
+    daemon: Daemon,
     image: String,
+    /// Where checkpoints are made, and the exports of them.
+    folder: TempDir,
 }
 
-impl Daemon {
+impl Keeper {
     fn start() -> Self {
-        // Short, because paths of sockets have room for 107 characters.
-        let folder = TempDir::with_prefix_in("pk.", "/tmp").unwrap();
-        let process = spawn(folder.path());
-        let mut daemon = Self { folder, process, image: String::new() };
-        daemon.wait();
+        let (daemon, folder) = (Daemon::start(PANDO.as_ref(), &[]).unwrap(), tempfile::tempdir().unwrap());
         let mut archive = tar::Builder::new(Vec::new());
-        archive.append_dir("somewhere", daemon.folder.path()).unwrap();
-        let archive = archive.into_inner().unwrap();
-        daemon.image = daemon.post("/images", &archive)["digest"].as_str().unwrap().to_owned();
-        daemon
-    }
-
-    fn kill(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-
-    /// Starts it again if it was killed.
-    fn ensure(&mut self) {
-        if self.process.try_wait().unwrap().is_some() {
-            self.process = spawn(self.folder.path());
-            self.wait();
-        }
-    }
-
-    fn wait(&self) {
-        let start = Instant::now();
-        while !self.pando(&["ls", "-q"]).output().unwrap().status.success() {
-            assert!(start.elapsed() < LIMIT, "the daemon does not answer: {}", self.log());
-            thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.folder.path().join("log")).unwrap()
+        archive.append_dir("somewhere", folder.path()).unwrap();
+        let image: Image = daemon.send("POST", "/images", &archive.into_inner().unwrap()).unwrap();
+        Self { daemon, image: image.digest, folder }
     }
 
     fn store(&self) -> PathBuf {
-        self.folder.path().join("state/store")
+        self.daemon.state().join("store")
     }
 
     /// Two checkpoints of a toy guest, `a` and `b`, as files.
@@ -229,8 +202,10 @@ impl Daemon {
 
     /// Who has it remove `b` and collect what that leaves.
     fn collecting(&self) -> Child {
+        let asking = self.pando::<&str>(&[]);
         let mut client = Command::new("sh");
-        client.args(["-c", r#""$0" checkpoint rm b && "$0" checkpoint gc"#, PANDO]).env("PANDO_HOST", self.host());
+        client.args(["-c", r#""$0" checkpoint rm b && "$0" checkpoint gc"#]).arg(asking.get_program());
+        client.envs(asking.get_envs().filter_map(|(name, value)| Some((name, value?))));
         client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
@@ -239,7 +214,7 @@ impl Daemon {
         self.import(export);
         let mut client = self.collecting();
         thread::sleep(after);
-        self.kill();
+        self.daemon.kill().unwrap();
         let is_said = client.wait().unwrap().success();
         self.is_whole();
         let is_there = self.ok(&["checkpoint", "ls", "-q"]).lines().any(|name| name == "b");
@@ -256,7 +231,7 @@ impl Daemon {
 
     /// What it says is stored is, and goes on; nothing else is to be seen.
     fn is_whole(&mut self) {
-        self.ensure();
+        self.daemon.ensure().unwrap();
         self.ok(&["checkpoint", "verify"]);
         let all: Vec<Value> = serde_json::from_str(&self.ok(&["checkpoint", "ls", "-o", "json"])).unwrap();
         assert!(all.iter().any(|one| one["name"] == "a"), "what was stored is kept: {all:?}");
@@ -269,53 +244,18 @@ impl Daemon {
     fn ok<A: AsRef<str>>(&self, arguments: &[A]) -> String {
         let output = self.pando(arguments).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}; the daemon's log: {}", self.log());
+        assert!(output.status.success(), "{said}; the daemon's log: {}", self.daemon.log().unwrap());
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The program, which asks this daemon.
+    /// The program, with the keys of the bucket.
     fn pando<A: AsRef<str>>(&self, arguments: &[A]) -> Command {
-        let mut command = Command::new(PANDO);
-        command.args(arguments.iter().map(AsRef::as_ref)).env("PANDO_HOST", self.host());
+        let arguments: Vec<_> = arguments.iter().map(AsRef::as_ref).collect();
+        let mut command = self.daemon.command(&arguments);
         command.env("AWS_ACCESS_KEY_ID", "somebody").env("AWS_SECRET_ACCESS_KEY", "something");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
-
-    fn host(&self) -> String {
-        format!("unix://{}/p.sock", self.folder.path().display())
-    }
-
-    /// Sends bytes, and reads JSON.
-    fn post(&self, path: &str, body: &[u8]) -> Value {
-        let mut stream = UnixStream::connect(self.folder.path().join("p.sock")).unwrap();
-        let len = body.len();
-        write!(stream, "POST {path} HTTP/1.1\r\nHost: p\r\nConnection: close\r\nContent-Length: {len}\r\n\r\n")
-            .unwrap();
-        stream.write_all(body).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
-        serde_json::from_str(body).unwrap()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // It may be dead already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn spawn(folder: &Path) -> Child {
-    let log = fs::File::options().append(true).create(true).open(folder.join("log")).unwrap();
-    let mut command = Command::new(PANDO);
-    command.args(["daemon", "--socket"]).arg(folder.join("p.sock"));
-    command.env("PANDO_STATE_DIR", folder.join("state")).env("PANDO_RUNTIME_DIR", folder.join("run"));
-    command.env("PANDO_CACHE_DIR", folder.join("cache"));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
 }
 
 /// What a daemon would know of the checkpoint.

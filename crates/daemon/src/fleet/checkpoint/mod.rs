@@ -57,7 +57,8 @@ impl Fleet {
         .await
     }
 
-    /// Keeps a running or paused VM as it is now, or as it slept: a seed, which begins to write itself into the store. The VM goes on.
+    /// Keeps a running or paused VM as it is now, and one that sleeps when it has been woken: a seed, which begins to write
+    /// itself into the store. The VM goes on.
     pub(crate) async fn create_checkpoint(
         &self,
         name: &str,

@@ -92,6 +92,21 @@ fn what_is_expected_comes_in_its_order_and_nothing_is_claimed_twice() {
 }
 
 #[test]
+fn nothing_but_what_is_waited_for_or_expected_comes_before_the_fill_begins() {
+    let (all, now) = (0..4096, Instant::now());
+    let (all, spec) = (std::slice::from_ref(&all), Spec { expected: vec![(500, 1)], ..Spec::default() });
+    let mut state = State::new(all, all, &spec, CHUNK);
+    let expected = state.claim_ahead(1, now).unwrap();
+    assert_eq!((expected.clone(), bring(&mut state, &expected, u32::MAX, now)), (496..512, Vec::new()));
+    state.fault(100, now);
+    let fault = state.claim_fault(now).unwrap();
+    bring(&mut state, &fault, u32::MAX, now);
+    assert_eq!(state.claim_fill(now), None);
+    state.begin_fill();
+    assert_eq!(state.claim_fill(now), Some(0..64));
+}
+
+#[test]
 fn what_was_expected_and_came_otherwise_keeps_nothing_back() {
     let (mut state, now) = state(&[(100, 1)]);
     state.fault(100, now);

@@ -179,6 +179,16 @@ impl PageSource for Stuck {
 }
 
 #[test]
+fn what_is_expected_and_is_not_there_keeps_nothing_back_however_few_threads_there_are() {
+    for round in 0..50 {
+        let tuning = Tuning { fault_threads: round % 5, fill_threads: 1, ..Tuning::default() };
+        let spec = Spec { expected: vec![(3, 1), (u32::MAX, 5)], tuning, ..Spec::default() };
+        let (_pager, _memory, ends) = start(lazy(2, 2), Whole, spec);
+        assert_eq!(complete(&ends).prefetched_pages, 16);
+    }
+}
+
+#[test]
 fn in_a_hurry_the_rest_comes_while_somebody_waits() {
     let (pager, memory, _ends) = start(lazy(8, 4), Stuck(HIGH + 1020), Spec::default());
     let waiting = reader(&memory, HIGH + 1020);
