@@ -1,12 +1,8 @@
 //! `fork(2)`, and what a child may keep.
 
 use crate::SysError;
-use rustix::process::{Pid, setpriority_process};
-use rustix::thread::gettid;
+use rustix::process::Pid;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-
-/// The weight of a thread that gives way: 15 against the usual 1024 (`sched_prio_to_weight` of the kernel).
-const NICE: i32 = 19;
 
 /// Copies this process. In the child only the calling thread exists, only the standard descriptors and `keep` are open,
 /// and `in_child` gets `keep`. When it is through, the process ends: what the parent's stack owns there (descriptors that
@@ -57,9 +53,14 @@ pub fn disown_children() -> Result<(), SysError> {
 }
 
 /// From here on the calling thread leaves the CPUs to others that want them. For work that nobody waits for.
+///
+/// It is of `SCHED_IDLE` (`sched(7)`): who is woken takes the CPU from it at once. One that is merely nice keeps the CPU, once
+/// it has it, until its slice has passed, so others who take turns in short steps find it taken at each.
 pub fn give_way() {
-    // It may always; and if it might not, it would have the usual share.
-    let _ = setpriority_process(Some(gettid()), NICE);
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: It reads the parameters, which live until it returns, and changes nothing but how this thread is scheduled.
+    // It may always; and if it might not, the thread would have the usual share.
+    let _ = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
 }
 
 /// Closes every descriptor above the standard ones that is not in `keep`.
@@ -100,19 +101,19 @@ pub fn is_one_file(one: (Pid, RawFd), other: (Pid, RawFd)) -> Result<bool, SysEr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::process::getpriority_process;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
     #[test]
     fn who_gives_way_does_so_alone() {
-        let nice = || getpriority_process(Some(gettid())).unwrap();
-        let before = nice();
+        // SAFETY: It asks how the calling thread is scheduled, and has no memory of ours.
+        let policy = || unsafe { libc::sched_getscheduler(0) };
+        let before = policy();
         let there = std::thread::spawn(move || {
             give_way();
-            getpriority_process(Some(gettid())).unwrap()
+            policy()
         });
-        assert_eq!((there.join().unwrap(), nice()), (NICE, before));
+        assert_eq!((there.join().unwrap(), policy()), (libc::SCHED_IDLE, before));
     }
 
     #[test]

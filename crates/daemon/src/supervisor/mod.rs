@@ -249,9 +249,13 @@ impl Supervisor {
         }
     }
 
-    /// Waits in the background for the end of a process that nobody else waits for, and takes it out of the process table.
-    /// `until_then` is dropped then.
-    pub(crate) fn reap_later<T: Send + 'static>(&self, process: Process, until_then: T) {
+    /// Puts a process that works for VM `id` into its control group, where its threads are weighed against the VM's own, waits
+    /// in the background for its end, which nobody else waits for, and takes it out of the process table. `until_then` is
+    /// dropped then.
+    pub(crate) fn adopt_helper<T: Send + 'static>(&self, id: &str, process: Process, until_then: T) {
+        if let Some(cgroups) = &self.cgroups {
+            cgroups.enter(id, process.pid());
+        }
         let mut closing = self.closing.clone();
         tokio::spawn(async move {
             let _until_then = until_then;

@@ -128,7 +128,7 @@ impl Fleet {
             blocking(move || serve_pages(&program, &store, &stored, &log).map_err(cannot("start a page server")));
         let (pages, server) = serving.await?;
         // As long as its memory arrives, it is not idle.
-        inner.supervisor.reap_later(server, inner.presence.stay(&record.id));
+        inner.supervisor.adopt_helper(&record.id, server, inner.presence.stay(&record.id));
         let mut files = descriptors(&source.shared, &own, None);
         files.extend(pages.iter().map(AsFd::as_fd));
         let told = async {
