@@ -15,7 +15,7 @@ mod upload; // what run calls IMAGE
 
 use clap::{CommandFactory, Parser};
 use clap_complete::CompleteEnv;
-use commands::Command;
+use commands::{Command, Own};
 use context::Context;
 use std::process::ExitCode;
 
@@ -45,6 +45,12 @@ Examples:
 
 fn main() -> ExitCode {
     CompleteEnv::with_factory(Cli::command).complete(); // Ends here when the shell asks for completions.
-    let cli = Cli::parse();
-    cli.command.run(&cli.context).unwrap_or_else(|failure| failure.print())
+    let done = match Own::parse() {
+        Some(own) => own.run(),
+        None => {
+            let cli = Cli::parse();
+            cli.command.run(&cli.context)
+        }
+    };
+    done.unwrap_or_else(|failure| failure.print())
 }

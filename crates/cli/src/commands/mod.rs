@@ -28,6 +28,8 @@ mod completions;
 mod daemon;
 mod doctor;
 mod machine;
+
+// What the daemon starts.
 mod pages;
 mod vmm;
 
@@ -37,6 +39,8 @@ mod each;
 
 use crate::context::Context;
 use crate::failure::{Failure, USAGE};
+use clap::CommandFactory;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// What `pando` can do.
@@ -64,8 +68,6 @@ pub(crate) enum Command {
     Doctor(doctor::Args),
     Machine(machine::Args),
     Daemon(daemon::Args),
-    Vmm(vmm::Args),
-    Pages(pages::Args),
     Completions(completions::Args),
 }
 
@@ -100,8 +102,6 @@ impl Command {
             Self::Doctor(args) => doctor::run(args, context),
             Self::Machine(args) => machine::run(args, context),
             Self::Daemon(args) => daemon::run(args),
-            Self::Vmm(args) => Ok(vmm::run(args)),
-            Self::Pages(args) => pages::run(&args),
             Self::Completions(args) => completions::run(args),
         }
     }
@@ -115,6 +115,31 @@ impl Command {
             Self::Completions(_) => Some("a script"),
             Self::Machine(args) => args.prints_something_else(),
             _ => None,
+        }
+    }
+}
+
+/// What the daemon starts by re-executing this program. A parser of its own, as every VM waits for one of them: to build
+/// those of all the commands takes several times as long as what else happens before they begin.
+#[derive(clap::Parser)]
+#[command(name = "pando", version)]
+pub(crate) enum Own {
+    Vmm(vmm::Args),
+    Pages(pages::Args),
+}
+
+impl Own {
+    /// What this process is to be, if the daemon started it.
+    pub(crate) fn parse() -> Option<Self> {
+        let is_own = |name: OsString| Self::command().find_subcommand(name).is_some();
+        std::env::args_os().nth(1).filter(|name| is_own(name.clone())).map(|_| <Self as clap::Parser>::parse())
+    }
+
+    /// Is it.
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        match self {
+            Self::Vmm(args) => Ok(vmm::run(args)),
+            Self::Pages(args) => pages::run(&args),
         }
     }
 }

@@ -4,7 +4,6 @@ use std::process::ExitCode;
 
 /// Be the monitor of one VM, whose control socket listens on standard input. The daemon starts it.
 #[derive(clap::Args)]
-#[command(hide = true)]
 pub(crate) struct Args {
     /// The VM's name, for `ps`.
     #[arg(long)]

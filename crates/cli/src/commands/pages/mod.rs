@@ -10,7 +10,6 @@ use std::process::ExitCode;
 
 /// Be between a monitor and the store. The daemon starts it.
 #[derive(clap::Args)]
-#[command(hide = true)]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
