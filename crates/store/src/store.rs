@@ -1,7 +1,7 @@
 //! A store: opening it, and what is in it.
 
 use crate::format::{Checkpoint, NameError, StoredCheckpoint, check_name};
-use crate::id::ChunkId;
+use crate::id::{ChunkId, ManifestId};
 use crate::local::{Catalog, Directory, FileError, Lease, Place, StoreLock, read, remove, sync_directory};
 use crate::read::ChunkReader;
 use std::path::Path;
@@ -70,6 +70,11 @@ impl Store {
         self.inner.stored_checkpoint(name).map(|stored| stored.checkpoint)
     }
 
+    /// How long a layer is, in pages, held or not. Reads its manifest and nothing else, and keeps nothing from being collected.
+    pub fn layer_pages(&self, id: ManifestId) -> Result<u64, FileError> {
+        self.inner.directory.read_manifest(id).map(|manifest| manifest.pages())
+    }
+
     /// Removes a checkpoint. What only it needed goes with the next garbage collection; a reader that is open keeps it
     /// until then and longer.
     pub fn remove(&self, name: &str) -> Result<(), CheckpointError> {
@@ -124,7 +129,7 @@ impl Directory {
     }
 
     /// A manifest.
-    pub(crate) fn read_manifest(&self, id: crate::id::ManifestId) -> Result<crate::format::Manifest, FileError> {
+    pub(crate) fn read_manifest(&self, id: ManifestId) -> Result<crate::format::Manifest, FileError> {
         let path = self.manifest(id);
         crate::format::Manifest::read(id, &read(&path)?).map_err(|why| FileError::format(&path, why))
     }

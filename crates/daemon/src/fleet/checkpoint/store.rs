@@ -29,10 +29,10 @@ impl Fleet {
     pub(super) async fn stored_disk_bytes(&self, id: &str) -> Result<u64, FleetError> {
         let id = id.to_owned();
         self.with_store(move |store| {
-            let open = store.open_checkpoint(&id).map_err(cannot("read the store"))?;
-            let Some(&disk) = open.checkpoint().disks.first() else { return Ok(0) };
-            let layer = open.layer(disk).map_err(cannot("read the store"))?;
-            Ok(layer.manifest().pages() * PAGE_BYTES as u64)
+            let checkpoint = store.checkpoint(&id).map_err(cannot("read the store"))?;
+            let Some(&disk) = checkpoint.disks.first() else { return Ok(0) };
+            let pages = store.layer_pages(disk).map_err(cannot("read the store"))?;
+            Ok(pages * PAGE_BYTES as u64)
         })
         .await
     }
