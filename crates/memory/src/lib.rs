@@ -5,7 +5,9 @@
 mod layout; // which guest-physical ranges exist
 pub mod pager; // bringing pages in on first touch
 mod working_set; // what a child of a fork has written, and what of it is still there
+mod earlier; // what a seed has in common with an earlier one
 
+pub use earlier::{Known, TwoSeeds};
 pub use layout::{HIGH_START, LOW_END, LayoutError, MAX_BYTES, MIN_BYTES, MMIO_DEVICE_LEN, MMIO_DEVICES, ram_ranges};
 use pando_sys::SysError;
 use vm_memory::GuestMemoryMmap;
