@@ -20,6 +20,15 @@ pub struct PageServer {
     pub connections: Vec<UnixStream>,
 }
 
+/// A seed that was saved before another one.
+#[derive(Debug)]
+pub struct Earlier {
+    /// What it is called in the store.
+    pub name: String,
+    /// Its page tables, opened by somebody who may know where its pages are.
+    pub pagemap: File,
+}
+
 /// Starts the `pando` at `pando` as a page server for a checkpoint of this name.
 pub fn serve(pando: &Path, store: &Path, name: &str) -> io::Result<PageServer> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
@@ -48,24 +57,53 @@ impl Monitor {
 
     /// Saves a seed into a store, with the `pando` at `pando`. What that printed.
     pub fn save(&self, pando: &Path, store: &Path, name: &str) -> Result<String, MonitorError> {
-        let saved = self.start_saving(pando, store, name)?.wait_with_output()?;
-        match saved.status.success() {
-            true => Ok(String::from_utf8_lossy(&saved.stdout).into_owned()),
-            false => Err(MonitorError::Answer(String::from_utf8_lossy(&saved.stderr).into_owned())),
-        }
+        told(self.start_saving(pando, store, name)?)
     }
 
-    /// The same, not waited for: the process that writes into the store.
-    pub fn start_saving(&self, pando: &Path, store: &Path, name: &str) -> Result<std::process::Child, MonitorError> {
+    /// The same, but for what is still as it was in an earlier seed.
+    pub fn save_since(
+        &self,
+        earlier: &Earlier,
+        pando: &Path,
+        store: &Path,
+        name: &str,
+    ) -> Result<String, MonitorError> {
+        told(self.start_saving_since(Some(earlier), pando, store, name)?)
+    }
+
+    /// What a later seed needs to know of this one, which is `name` in the store.
+    pub fn as_earlier(&self, name: &str) -> Result<Earlier, MonitorError> {
+        Ok(Earlier { name: name.to_owned(), pagemap: self.pagemap()? })
+    }
+
+    /// A save that is not waited for: the process that writes into the store.
+    pub fn start_saving(&self, pando: &Path, store: &Path, name: &str) -> Result<Child, MonitorError> {
+        self.start_saving_since(None, pando, store, name)
+    }
+
+    fn start_saving_since(
+        &self,
+        earlier: Option<&Earlier>,
+        pando: &Path,
+        store: &Path,
+        name: &str,
+    ) -> Result<Child, MonitorError> {
         let (ours, theirs) = UnixStream::pair()?;
         let mut fds: Vec<OwnedFd> = vec![theirs.into()];
         for layer in self.layers() {
             fds.push(File::open(layer)?.into());
         }
+        if let Some(earlier) = earlier {
+            let files = [earlier.pagemap.try_clone()?, self.pagemap()?, File::open("/proc/vmstat")?];
+            fds.extend(files.map(OwnedFd::from));
+        }
         let borrowed: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
         self.ask_with(&Request::Save, &borrowed)?;
         drop(fds); // So that the stream ends with its writer.
         let mut command = pages(pando, "save", store, name);
+        if let Some(earlier) = earlier {
+            command.args(["--since", &earlier.name]);
+        }
         command.stdin(Stdio::from(OwnedFd::from(ours))).stdout(Stdio::piped()).stderr(Stdio::piped());
         Ok(command.spawn()?)
     }
@@ -77,6 +115,14 @@ impl Monitor {
         let origin = Origin::Checkpoint(Restore { vcpus, memory_bytes, disk_bytes, is_twin: true });
         monitor.start(origin, connections.into_iter().map(OwnedFd::from).collect())?;
         Ok(monitor)
+    }
+}
+
+fn told(saving: Child) -> Result<String, MonitorError> {
+    let saved = saving.wait_with_output()?;
+    match saved.status.success() {
+        true => Ok(String::from_utf8_lossy(&saved.stdout).into_owned()),
+        false => Err(MonitorError::Answer(String::from_utf8_lossy(&saved.stderr).into_owned())),
     }
 }
 

@@ -189,11 +189,16 @@ impl Monitor {
 
     /// Which pages its process alone has.
     pub fn touched(&self) -> Result<WorkingSet, MonitorError> {
-        let pagemap = File::open(format!("/proc/{}/pagemap", self.pid()?))?;
+        let pagemap = self.pagemap()?;
         match self.ask_with(&Request::Touched, &[pagemap.as_fd()])? {
             Response::Touched(pages) => Ok(pages),
             other => Err(MonitorError::Answer(format!("{other:?}"))),
         }
+    }
+
+    /// The page tables of its process.
+    pub fn pagemap(&self) -> Result<File, MonitorError> {
+        Ok(File::open(format!("/proc/{}/pagemap", self.pid()?))?)
     }
 
     /// Sends one request with descriptors.

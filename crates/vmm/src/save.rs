@@ -6,11 +6,13 @@ use crate::fork::Inherited;
 use crate::image::{DiskImage, Image, PAGE};
 use crate::machine::EncodeError;
 use pando_disk::Sealed;
+use pando_memory::{Known, TwoSeeds};
 use pando_sys::SysError;
-use pando_wire::saved::{LayerKind, MAX_PAGES_AT_ONCE, PAGE_BYTES, Writer};
+use pando_wire::saved::{GROUP_PAGES, LayerKind, MAX_PAGES_AT_ONCE, PAGE_BYTES, Writer};
 use std::error::Error;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -18,10 +20,13 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMma
 /// A page of zeroes: what need not be written.
 const ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
+/// How many pages are compared with an earlier seed's before any of them is written: 32 MiB.
+const KNOWN_AT_ONCE: usize = 8192;
+
 /// Why a seed is not saved. It stays as it was.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SaveError {
-    /// Not a socket, and a file for each layer.
+    /// Not a socket, and a file for each layer, and with or without what an earlier seed is known by.
     #[error("{got} descriptors came with the request, where a socket and {layers} files of layers belong")]
     Descriptors { got: usize, layers: usize },
     /// It cannot be: a child of a fork has a sealed disk.
@@ -36,44 +41,86 @@ pub(crate) enum SaveError {
 }
 
 impl Inherited {
-    /// Has a process write all of this into the first of `descriptors`; the others are the files of the disk's layers.
+    /// Has a process write all of this into the first of `descriptors`, or of its memory only what an earlier seed does not
+    /// have; the others are as [`Request::Save`](pando_wire::control::Request::Save) lists them.
     pub(crate) fn save(&self, descriptors: Vec<OwnedFd>) -> Result<(), SaveError> {
         let DiskImage::Sealed(disk) = &self.image.disk else { return Err(SaveError::NotSealed) };
-        if descriptors.len() != 1 + disk.layers() {
-            return Err(SaveError::Descriptors { got: descriptors.len(), layers: disk.layers() });
+        let layers = disk.layers();
+        if ![1 + layers, 1 + layers + 3].contains(&descriptors.len()) {
+            return Err(SaveError::Descriptors { got: descriptors.len(), layers });
         }
         let state = self.image.machine.encode()?;
         let in_writer = |descriptors: Vec<OwnedFd>| {
             let mut descriptors = descriptors.into_iter();
             if let Some(socket) = descriptors.next().map(UnixStream::from) {
-                let data: Vec<_> = descriptors.map(File::from).collect();
+                let mut files = descriptors.map(File::from);
+                let data: Vec<_> = files.by_ref().take(layers).collect();
+                let seeds = match [files.next(), files.next(), files.next()] {
+                    [Some(earlier), Some(own), Some(vmstat)] => Some(TwoSeeds::new(earlier, own, vmstat)),
+                    _ => None,
+                };
                 // Whoever reads sees that it is not whole. There is nobody else to tell: this log is another VM's.
-                let _ = write(&self.image, &state, disk, &data, socket);
+                let _ = write(&self.image, &state, (disk, &data), seeds.as_ref(), socket);
             }
         };
         pando_sys::fork(descriptors, in_writer).map(drop).map_err(SaveError::Fork)
     }
 }
 
-fn write(image: &Image, state: &[u8], disk: &Sealed, data: &[File], socket: UnixStream) -> io::Result<()> {
+fn write(
+    image: &Image,
+    state: &[u8],
+    (disk, data): (&Sealed, &[File]),
+    seeds: Option<&TwoSeeds>,
+    socket: UnixStream,
+) -> io::Result<()> {
     let mut writer = Writer::begin(BufWriter::new(socket), image.machine.described(), state)?;
-    let layers = write_memory(&image.memory, &mut writer).and_then(|()| write_disk(disk, data, &mut writer));
+    let layers = write_memory(&image.memory, seeds, &mut writer).and_then(|()| write_disk(disk, data, &mut writer));
     match layers {
         Ok(()) => writer.end(),
         Err(error) => writer.fail(chain(error.as_ref())),
     }
 }
 
-fn write_memory<W: Write>(memory: &GuestMemoryMmap, writer: &mut Writer<W>) -> Result<(), Box<dyn Error>> {
+fn write_memory<W: Write>(
+    memory: &GuestMemoryMmap,
+    seeds: Option<&TwoSeeds>,
+    writer: &mut Writer<W>,
+) -> Result<(), Box<dyn Error>> {
     writer.layer(LayerKind::Memory, memory.last_addr().raw_value() / PAGE + 1)?;
-    let mut bytes = vec![0; MAX_PAGES_AT_ONCE as usize * PAGE_BYTES];
+    let mut buffer = vec![0; MAX_PAGES_AT_ONCE as usize * PAGE_BYTES];
     for region in memory.iter() {
-        let (start, end) = (region.start_addr().raw_value(), region.start_addr().raw_value() + region.len());
-        for address in (start..end).step_by(bytes.len()) {
-            let bytes = &mut bytes[..(end - address).min(u64::from(MAX_PAGES_AT_ONCE) * PAGE) as usize];
-            memory.read_slice(bytes, GuestAddress(address))?;
-            write_pages(address / PAGE, bytes, writer)?;
+        let pages = region.start_addr().raw_value() / PAGE..(region.start_addr().raw_value() + region.len()) / PAGE;
+        // As they are written, so that an earlier seed that ends meanwhile has helped until then.
+        for first in pages.clone().step_by(KNOWN_AT_ONCE) {
+            let pages = first..pages.end.min(first + KNOWN_AT_ONCE as u64);
+            let runs = match seeds {
+                Some(seeds) => seeds.compare(memory, pages, GROUP_PAGES),
+                None => vec![(pages, Known::Nothing)],
+            };
+            for (run, known) in runs {
+                match known {
+                    Known::Zero => (), // As what does not come.
+                    Known::Same => writer.same(run.start, run.end - run.start)?,
+                    Known::Nothing => read_and_write(memory, run, &mut buffer, writer)?,
+                }
+            }
         }
+    }
+    Ok(())
+}
+
+fn read_and_write<W: Write>(
+    memory: &GuestMemoryMmap,
+    pages: Range<u64>,
+    buffer: &mut [u8],
+    writer: &mut Writer<W>,
+) -> Result<(), Box<dyn Error>> {
+    for first in pages.clone().step_by(MAX_PAGES_AT_ONCE as usize) {
+        let count = (pages.end - first).min(u64::from(MAX_PAGES_AT_ONCE));
+        let bytes = &mut buffer[..count as usize * PAGE_BYTES];
+        memory.read_slice(bytes, GuestAddress(first * PAGE))?;
+        write_pages(first, bytes, writer)?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@
 //!
 //! The header is [`MAGIC`] and a version; what follows are [frames](crate::frame), some with bytes behind them. Only a
 //! stream that ends with `End` is whole. What is read is checked: order, lengths, and that every page is in its layer
-//! and comes once.
+//! and comes once. Instead of pages of RAM, `Same` may come where whoever asked for the stream knows an earlier one.
 
 use crate::frame;
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,9 @@ pub const MAGIC: [u8; 8] = *b"PANDOSAV";
 pub const PAGE_BYTES: usize = 4096;
 /// The most pages that come at once: 256 KiB.
 pub const MAX_PAGES_AT_ONCE: u32 = 64;
+/// What is the same as earlier is said of whole groups of so many pages, each beginning at a multiple of that: what a store
+/// keeps as one.
+pub const GROUP_PAGES: u64 = 4;
 /// The longest state of a machine: far more than 32 vCPUs have.
 pub const MAX_STATE_BYTES: usize = 16 << 20;
 /// The longest layer: 16 TiB.
@@ -69,6 +72,9 @@ enum Record {
     End(u64),
     /// It cannot be saved. The error and its causes, outermost first.
     Failed(Vec<String>),
+    /// So many pages of RAM from the first on are what they were in the earlier seed that the writer was told of. Who told
+    /// it of none never reads this.
+    Same(u64, u64),
 }
 
 /// Writes a stream.
@@ -104,6 +110,12 @@ impl<W: Write> Writer<W> {
         self.stream.write_all(bytes)
     }
 
+    /// Says that so many pages of RAM, behind those that came before, are the same as earlier.
+    pub fn same(&mut self, first: u64, pages: u64) -> io::Result<()> {
+        self.pages += pages;
+        frame::write(&mut self.stream, &Record::Same(first, pages))
+    }
+
     /// Ends the stream: it is whole.
     pub fn end(mut self) -> io::Result<()> {
         frame::write(&mut self.stream, &Record::End(self.pages))?;
@@ -135,6 +147,8 @@ pub enum Part<'a> {
     Layer(Layer),
     /// Whole pages from the first on.
     Pages(u64, &'a [u8]),
+    /// So many pages from the first on are the same as earlier.
+    Same(u64, u64),
 }
 
 impl<R: Read> Reader<R> {
@@ -171,6 +185,11 @@ impl<R: Read> Reader<R> {
                 self.take(first, pages)?;
                 Ok(Some(Part::Pages(first, &self.bytes)))
             }
+            Some(Record::Same(first, pages)) if self.has(LayerKind::Memory) && pages > 0 => {
+                self.pass(first, pages)?;
+                Ok(Some(Part::Same(first, pages)))
+            }
+            Some(Record::Same(..)) => Err(invalid("what is the same as earlier is not of the saved machine's RAM")),
             Some(Record::End(pages)) if pages == self.pages && self.has(LayerKind::Disk) => Ok(None),
             Some(Record::End(_)) => Err(invalid("parts of the saved machine are missing")),
             Some(Record::Failed(chain)) => Err(io::Error::other(chain.join(": "))),
@@ -194,12 +213,21 @@ impl<R: Read> Reader<R> {
         Ok(())
     }
 
-    fn take(&mut self, first: u64, pages: u32) -> io::Result<()> {
-        let end = self.layer.and_then(|layer| first.checked_add(pages.into()).filter(|end| *end <= layer.pages));
-        let Some(end) = end.filter(|_| (1..=MAX_PAGES_AT_ONCE).contains(&pages) && self.next <= first) else {
+    /// Goes on behind these pages, which are to be in the layer and behind those before.
+    fn pass(&mut self, first: u64, pages: u64) -> io::Result<()> {
+        let end = self.layer.and_then(|layer| first.checked_add(pages).filter(|end| *end <= layer.pages));
+        let Some(end) = end.filter(|_| self.next <= first) else {
             return Err(invalid("pages of the saved machine are out of order, or outside of their layer"));
         };
-        (self.next, self.pages) = (end, self.pages + u64::from(pages));
+        (self.next, self.pages) = (end, self.pages + pages);
+        Ok(())
+    }
+
+    fn take(&mut self, first: u64, pages: u32) -> io::Result<()> {
+        if !(1..=MAX_PAGES_AT_ONCE).contains(&pages) {
+            return Err(invalid("pages of the saved machine are none, or too many at once"));
+        }
+        self.pass(first, pages.into())?;
         self.bytes.resize(pages as usize * PAGE_BYTES, 0);
         self.stream.read_exact(&mut self.bytes).map_err(cut)
     }
@@ -230,6 +258,7 @@ mod tests {
         let mut writer = Writer::begin(&mut bytes, machine(), b"state").unwrap();
         writer.layer(LayerKind::Memory, 8).unwrap();
         writer.pages(1, &[1; 2 * PAGE_BYTES]).unwrap();
+        writer.same(4, 3).unwrap();
         writer.pages(7, &[2; PAGE_BYTES]).unwrap();
         writer.layer(LayerKind::Disk, 4).unwrap();
         writer.pages(0, &[3; PAGE_BYTES]).unwrap();
@@ -245,6 +274,7 @@ mod tests {
             text += &match part {
                 Part::Layer(layer) => format!("{:?}({}) ", layer.kind, layer.pages),
                 Part::Pages(first, bytes) => format!("{first}+{}:{} ", bytes.len() / PAGE_BYTES, bytes[0]),
+                Part::Same(first, pages) => format!("{first}+{pages}:same "),
             };
         }
         Ok(text)
@@ -252,10 +282,10 @@ mod tests {
 
     #[test]
     fn what_was_saved_is_read_back() {
-        assert_eq!(read(&stream()).unwrap(), "k 5 Memory(8) 1+2:1 7+1:2 Disk(4) 0+1:3 ");
+        assert_eq!(read(&stream()).unwrap(), "k 5 Memory(8) 1+2:1 4+3:same 7+1:2 Disk(4) 0+1:3 ");
     }
 
-    /// A change here is a new [`VERSION`].
+    /// A change here is a new [`VERSION`], unless it is a line more of what comes only where it was asked for.
     #[test]
     fn every_record_is_encoded_as_ever() {
         let encoded = |record: Record| postcard::to_stdvec(&record).unwrap();
@@ -265,6 +295,7 @@ mod tests {
         assert_eq!(encoded(Record::Pages(6, 7)), [2, 6, 7]);
         assert_eq!(encoded(Record::End(8)), [3, 8]);
         assert_eq!(encoded(Record::Failed(vec!["w".into()])), [4, 1, 1, b'w']);
+        assert_eq!(encoded(Record::Same(6, 7)), [5, 6, 7]);
         assert_eq!(stream()[..12], *b"PANDOSAV\x01\0\0\0");
     }
 
@@ -303,6 +334,20 @@ mod tests {
             writer.layer(LayerKind::Memory, 8)?;
             writer.pages(3, &page)?;
             writer.pages(3, &page) // Twice.
+        });
+        refused(&|writer| writer.same(0, 4)); // Of no layer.
+        for (first, pages) in [(2, 4), (8, 4), (4, u64::MAX - 8), (u64::MAX, 4), (4, 0)] {
+            refused(&|writer| {
+                writer.layer(LayerKind::Memory, 8)?;
+                writer.pages(3, &page)?;
+                writer.same(first, pages)?;
+                writer.layer(LayerKind::Disk, 8)
+            });
+        }
+        refused(&|writer| {
+            writer.layer(LayerKind::Memory, 8)?;
+            writer.layer(LayerKind::Disk, 8)?;
+            writer.same(0, 4) // Of a disk, whose sealed layers are never written again anyway.
         });
     }
 

@@ -8,6 +8,7 @@ use std::io;
 enum Owned {
     Layer(pando_wire::saved::Layer),
     Pages(u64, Vec<u8>),
+    Same(u64, u64),
 }
 
 type Saved = (Machine, Vec<u8>, Vec<Owned>);
@@ -25,6 +26,7 @@ fn read(bytes: &[u8]) -> io::Result<Saved> {
         parts.push(match part {
             Part::Layer(layer) => Owned::Layer(layer),
             Part::Pages(first, bytes) => Owned::Pages(first, bytes.to_vec()),
+            Part::Same(first, pages) => Owned::Same(first, pages),
         });
     }
     Ok((machine, state, parts))
@@ -37,6 +39,7 @@ fn write((machine, state, parts): &Saved) -> io::Result<Vec<u8>> {
         match part {
             Owned::Layer(layer) => writer.layer(layer.kind, layer.pages)?,
             Owned::Pages(first, bytes) => writer.pages(*first, bytes)?,
+            Owned::Same(first, pages) => writer.same(*first, *pages)?,
         }
     }
     writer.end()?;

@@ -8,6 +8,7 @@ mod instant; // several CPUs, memory, disk and vsock, of one instant
 mod descriptors; // what a child has open
 mod deaths; // somebody dies in the middle of it
 mod checkpoint; // seeds, and what was saved of one
+mod since; // what changed since an earlier checkpoint
 mod moments; // at random
 mod kept; // a checkpoint is of one instant
 mod races; // what comes while a VM is at something else

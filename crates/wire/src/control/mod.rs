@@ -47,7 +47,11 @@ pub enum Request {
     /// Keep this connection and send a [`Response::Ended`] when the VM ends.
     Watch,
     /// Write everything that this seed is into a socket. Descriptors: a connected `SOCK_STREAM` socket, then the data file
-    /// of each layer of the seed's disk, oldest first (read): what a child's [`Start`] lists as inherited.
+    /// of each layer of the seed's disk, oldest first (read): what a child's [`Start`] lists as inherited. With three more,
+    /// what is still in the page frames of an earlier seed is said to be the [same](crate::saved::Part::Same), and not
+    /// written: that seed's `/proc/PID/pagemap`, this seed's, and `/proc/vmstat` (read). Both are to have been forked, by
+    /// however many forks, from the process that first had this memory. A monitor that does not know of these three
+    /// refuses them.
     ///
     /// A process of its own writes, so that the seed can serve and end meanwhile. It is [`Done`](Response::Done) as soon
     /// as there is that process; that all was written, the reader learns from the end of the [stream](crate::saved).

@@ -18,7 +18,13 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand)]
 enum Command {
     /// Store what a seed writes into standard input. Prints how large it is, as JSON.
-    Save(Checkpoint),
+    Save {
+        #[command(flatten)]
+        checkpoint: Checkpoint,
+        /// A checkpoint in the store of the earlier seed that the stream may be the same as.
+        #[arg(long)]
+        since: Option<String>,
+    },
     /// Serve pages of a checkpoint on the connections that come in a packet on standard input, until all are closed.
     Serve(Checkpoint),
 }
@@ -35,7 +41,7 @@ struct Checkpoint {
 
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     match &args.command {
-        Command::Save(checkpoint) => save::run(&checkpoint.store, &checkpoint.name),
+        Command::Save { checkpoint, since } => save::run(&checkpoint.store, &checkpoint.name, since.as_deref()),
         Command::Serve(checkpoint) => serve::run(&checkpoint.store, &checkpoint.name),
     }
 }

@@ -2,16 +2,16 @@
 
 use crate::failure::Failure;
 use crate::out;
-use pando_store::{Checkpoint, Kind, LayerWriter, Machine, ManifestId, Store, Writer};
-use pando_wire::saved::{Layer, LayerKind, PAGE_BYTES, Part, Reader};
+use pando_store::{Checkpoint, Kind, Layer, LayerWriter, Machine, ManifestId, Store, Writer};
+use pando_wire::saved::{self, LayerKind, PAGE_BYTES, Part, Reader};
 use std::io::{self, Read};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub(super) fn run(store: &Path, name: &str) -> Result<ExitCode, Failure> {
+pub(super) fn run(store: &Path, name: &str, since: Option<&str>) -> Result<ExitCode, Failure> {
     let failed = |failure: Failure| failure.under(format!("cannot save checkpoint {name}"));
-    let sizes = save(store, name, io::stdin().lock()).map_err(failed)?;
+    let sizes = save(store, name, since, io::stdin().lock()).map_err(failed)?;
     out::print(&format!("{}\n", serde_json::to_string(&sizes)?))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -23,12 +23,16 @@ struct Sizes {
     logical_bytes: u64,
     /// What the store has grown by.
     stored_bytes: u64,
+    /// What of it was read and hashed.
+    hashed_bytes: u64,
 }
 
-fn save(store: &Path, name: &str, stream: impl Read) -> Result<Sizes, Failure> {
-    let writer = Store::create(store)?.writer()?;
+fn save(store: &Path, name: &str, since: Option<&str>, stream: impl Read) -> Result<Sizes, Failure> {
+    let store = Store::create(store)?;
+    let writer = store.writer()?;
+    let earlier = since.map(|since| earlier(&store, since)).transpose()?;
     let (machine, state, mut reader) = Reader::begin(stream)?;
-    let layers = write_layers(&writer, &mut reader)?;
+    let layers = write_layers(&writer, earlier.as_ref(), &mut reader)?;
     let checkpoint = Checkpoint {
         name: name.to_owned(),
         created_ms: SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64, // For 500 million years.
@@ -43,7 +47,14 @@ fn save(store: &Path, name: &str, stream: impl Read) -> Result<Sizes, Failure> {
         disks: layers.disks,
     };
     writer.publish(&checkpoint)?;
-    Ok(Sizes { logical_bytes: layers.logical_bytes, stored_bytes: writer.new_bytes() })
+    let (stored_bytes, hashed_bytes) = (writer.new_bytes(), writer.hashed_bytes());
+    Ok(Sizes { logical_bytes: layers.logical_bytes, stored_bytes, hashed_bytes })
+}
+
+/// The memory of an earlier checkpoint, which stays in the store as long as this is there.
+fn earlier(store: &Store, name: &str) -> Result<Layer, Failure> {
+    let memory = store.open_checkpoint(name)?.memory()?;
+    memory.ok_or_else(|| Failure::new(format!("the earlier checkpoint {name} has no memory")))
 }
 
 #[derive(Default)]
@@ -65,11 +76,11 @@ impl Layers {
 }
 
 /// Reads all layers. The reader sees to it that there is one of each.
-fn write_layers(writer: &Writer, reader: &mut Reader<impl Read>) -> Result<Layers, Failure> {
+fn write_layers(writer: &Writer, earlier: Option<&Layer>, reader: &mut Reader<impl Read>) -> Result<Layers, Failure> {
     let (mut layers, mut current) = (Layers::default(), None);
     while let Some(part) = reader.next_part()? {
         match part {
-            Part::Layer(Layer { kind, pages }) => {
+            Part::Layer(saved::Layer { kind, pages }) => {
                 layers.end(current.take())?;
                 let stored_kind = match kind {
                     LayerKind::Memory => Kind::Memory,
@@ -83,8 +94,29 @@ fn write_layers(writer: &Writer, reader: &mut Reader<impl Read>) -> Result<Layer
                     layer.write(first, bytes)?;
                 }
             }
+            Part::Same(first, pages) => {
+                let Some(earlier) = earlier else { return Err(Failure::new("nobody knows what it is the same as")) };
+                if let Some((_, layer)) = &mut current {
+                    layer.inherit(earlier, first..first + pages)?; // The reader has bounded it.
+                }
+            }
         }
     }
     layers.end(current)?;
     Ok(layers)
+}
+
+#[cfg(test)]
+mod tests {
+    use pando_store::Tuning;
+    use pando_wire::saved::GROUP_PAGES;
+
+    #[test]
+    fn what_is_the_same_as_earlier_is_said_of_whole_chunks() {
+        assert_eq!(
+            u64::from(Tuning::default().chunk_pages),
+            GROUP_PAGES,
+            "or the rest of a chunk is read from the store"
+        );
+    }
 }
