@@ -263,6 +263,55 @@ async fn a_seed_that_died_while_nobody_looked_leaves_what_is_stored() {
     assert!(!run(&daemon, "kept", &["cold"]).await.warm);
 }
 
+/// What the seed of a checkpoint that is stored said when it was saved.
+async fn said(daemon: &Daemon, vm: &str, name: &str) -> (Checkpoint, String) {
+    create(daemon, vm, name).await;
+    let kept = until(daemon, name, CheckpointState::Stored).await;
+    let store = Store::open(&daemon.config.state_dir.join("store")).unwrap();
+    let said = store.checkpoint(&kept.id).unwrap().machine.state;
+    (kept, String::from_utf8(said).unwrap())
+}
+
+#[tokio::test]
+async fn a_seed_is_held_against_the_newest_of_its_vm_that_is_stored_and_whose_seed_lives() {
+    let mut daemon = Daemon::start().await;
+    daemon.run("web").await;
+    daemon.run("other").await;
+    let all_of = |vm: &str| format!("child of {vm} of 1 layers");
+    let since = |vm: &str, earlier: &Checkpoint| format!("child of {vm} of 1 layers, as since {}", earlier.id);
+
+    let (one, first) = said(&daemon, "web", "one").await;
+    assert_eq!(first, all_of("web"));
+    assert_eq!(said(&daemon, "other", "others").await.1, all_of("other"), "never with another VM's");
+    let (two, second) = said(&daemon, "web", "two").await;
+    assert_eq!(second, since("web", &one));
+    assert_eq!(said(&daemon, "web", "three").await.1, since("web", &two));
+    lose_seed(&daemon, "three").await;
+    assert_eq!(said(&daemon, "web", "four").await.1, since("web", &two));
+    // Also after a daemon that was there when they were made.
+    lose_seed(&daemon, "four").await;
+    daemon.stop().await;
+    daemon.start_again().await;
+    assert_eq!(said(&daemon, "web", "five").await.1, since("web", &two));
+
+    // It has the memory of another monitor when it has begun anew.
+    daemon.post("/vms/web/kill", Value::Null).await;
+    assert_eq!(daemon.post("/vms/web/start", Value::Null).await.0, 200);
+    assert_eq!(said(&daemon, "web", "six").await.1, all_of("web"));
+}
+
+#[tokio::test]
+async fn where_what_is_stored_is_of_no_use_all_is_stored() {
+    let daemon = Daemon::start().await;
+    for vm in ["unwilling", "old-fashioned"] {
+        daemon.run(vm).await;
+        for name in ["one", "two"] {
+            let (kept, all) = said(&daemon, vm, &format!("{vm}-{name}")).await;
+            assert_eq!((all, kept.problem), (format!("child of {vm} of 1 layers"), None));
+        }
+    }
+}
+
 #[tokio::test]
 async fn removing_a_checkpoint_that_is_being_stored_ends_that() {
     let daemon = Daemon::start().await;

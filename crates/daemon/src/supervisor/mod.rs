@@ -69,6 +69,10 @@ impl Live {
         self.process.pid()
     }
 
+    pub(crate) fn process(&self) -> &Process {
+        &self.process
+    }
+
     /// Whether some of the VM's memory may still be on its way. One that was adopted may have woken just before.
     pub(crate) fn arrives(&self) -> bool {
         self.arrives.load(Ordering::Relaxed)

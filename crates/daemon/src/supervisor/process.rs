@@ -2,9 +2,11 @@
 //! ever since; after a restart of the daemon it is nobody's in particular.
 
 use crate::ready::{Held, register};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, getpgid, getpgrp, pidfd_open, pidfd_send_signal, waitpgid, waitpid,
 };
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -38,6 +40,23 @@ impl Process {
 
     pub(crate) fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Whether both were forked, by however many forks, from one monitor that we started: then they had their guest memory
+    /// from it. Both are to live.
+    pub(crate) fn is_of_one_tree(&self, other: &Self) -> bool {
+        self.tree.is_some() && self.tree == other.tree
+    }
+
+    /// Its page tables, of which nothing can be read any more once it has ended.
+    pub(crate) fn pagemap(&self) -> io::Result<File> {
+        let pagemap = File::open(format!("/proc/{}/pagemap", self.pid()))?;
+        // As long as it lives, its number means nobody else.
+        let mut end = [PollFd::new(&self.fd.get_ref().0, PollFlags::IN)];
+        match poll(&mut end, Some(&Timespec::default()))? {
+            0 => Ok(pagemap),
+            _ => Err(io::Error::new(io::ErrorKind::NotFound, "the process has ended")),
+        }
     }
 
     /// Waits until it has exited. It may still have to be reaped.

@@ -157,9 +157,21 @@ fn save(monitor: &Monitor, descriptors: Vec<OwnedFd>) -> Response {
     assert_eq!(monitor.state.lock().unwrap().phase, Phase::Created);
     let mut files = descriptors.into_iter();
     let mut stream = UnixStream::from(files.next().unwrap());
-    let layers: Vec<_> = files.map(File::from).collect();
-    assert!(!layers.is_empty() && layers.iter().all(|layer| layer.metadata().unwrap().len() > 0));
+    // Of what the kernel shows, nothing has a length.
+    let (layers, shown): (Vec<_>, Vec<_>) = files.map(File::from).partition(|file| file.metadata().unwrap().len() > 0);
+    assert!(!layers.is_empty());
+    if monitor.name.contains("old-fashioned") && !shown.is_empty() {
+        return Response::Refused(vec!["too many descriptors".into()]);
+    }
     write!(stream, "{} of {} layers", monitor.name, layers.len()).unwrap();
+    if let [earlier, own, vmstat] = &shown[..] {
+        assert!([earlier, own].iter().all(|pagemap| pagemap.read_at(&mut [0; 8], 0).is_ok()));
+        let mut counters = String::new();
+        BufReader::new(vmstat).read_line(&mut counters).unwrap();
+        write!(stream, ", {} since", if counters.starts_with("nr_") { "as" } else { "not" }).unwrap();
+    } else {
+        assert!(shown.is_empty());
+    }
     Response::Done
 }
 

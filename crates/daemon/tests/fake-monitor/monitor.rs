@@ -60,7 +60,10 @@ fn main() {
         }
         [_, "vmm", "--name", name] => serve(name, WorkingSet::default()),
         [_, "vmm", "--name", name, pages] => serve(name, WorkingSet(vec![(0, pages.parse().unwrap())])),
-        [_, "pages", "save", "--name", name, "--store", store] => pages::save(store, name),
+        [_, "pages", "save", "--name", name, "--store", store] => pages::save(store, name, None),
+        [_, "pages", "save", "--name", name, "--store", store, "--since", since] => {
+            pages::save(store, name, Some(since));
+        }
         [_, "pages", "serve", "--name", name, "--store", store] => pages::serve(store, name),
         _ => panic!("unknown arguments {arguments:?}"),
     }

@@ -14,9 +14,17 @@ pub(crate) const PAGES: u64 = 8;
 const MEMORY_PAGES: u64 = (512 << 20) / PAGE_BYTES as u64;
 
 /// `pages save`: standard input says what is to be stored, and how it fails.
-pub(crate) fn save(store: &str, name: &str) {
+pub(crate) fn save(store: &str, name: &str, since: Option<&str>) {
     let mut said = String::new();
     std::io::stdin().read_to_string(&mut said).unwrap();
+    assert!(said.is_empty() || said.ends_with("as since") == since.is_some(), "{said}, {since:?}");
+    if let Some(since) = since {
+        if said.contains("unwilling") {
+            eprintln!("error: cannot store it\n  because: a chunk is missing");
+            std::process::exit(1);
+        }
+        said += &format!(" {since}");
+    }
     if said.is_empty() || said.contains("unsavable") {
         eprintln!("error: cannot store it\n  because: the disk is full");
         std::process::exit(1);

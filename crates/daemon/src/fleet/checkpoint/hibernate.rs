@@ -17,6 +17,7 @@ use super::save::sentence;
 use super::store::Kept;
 use crate::agent::{Agent, AgentError};
 use crate::db::Record;
+use crate::supervisor::Process;
 use pando_wire::agent::Request as AgentRequest;
 use pando_wire::api::{State, Vm};
 use pando_wire::control::Request;
@@ -113,7 +114,7 @@ impl Fleet {
         self.ask_for_fork(vm, vec![control]).await?;
         let failed = |source| FleetError::Monitor { name: vm.name.clone(), wanted: "copy", source };
         let (seed, _monitor) = self.newborn_seed(sleep).await.map_err(failed)?;
-        let stored = self.store_sleep(vm, sleep, layers).await;
+        let stored = self.store_sleep(vm, sleep, &seed, layers).await;
         seed.kill();
         seed.end(sleep).await;
         self.0.supervisor.sweep(sleep).await;
@@ -125,8 +126,15 @@ impl Fleet {
     }
 
     /// Has the seed `sleep` stored. Whether it is, the store says.
-    async fn store_sleep(&self, vm: &Record, sleep: &str, layers: Vec<String>) -> Result<(), FleetError> {
-        let output = self.write_out(sleep, &vm.name, layers).await?;
+    async fn store_sleep(
+        &self,
+        vm: &Record,
+        sleep: &str,
+        seed: &Process,
+        layers: Vec<String>,
+    ) -> Result<(), FleetError> {
+        let earlier = self.earlier(&vm.id, sleep, seed).await;
+        let output = self.write_out(sleep, &vm.name, layers, earlier).await?;
         if self.kept(sleep).await? == Kept::Whole {
             return Ok(());
         }

@@ -21,6 +21,7 @@ mod push; // one is sent to a bucket
 mod hibernate; // a VM falls asleep in the store
 mod run; // VMs from a checkpoint
 mod save; // a seed is written into the store
+mod earlier; // what a seed may have in common with one that is stored
 mod shed; // seeds that are no longer worth their memory
 mod seed; // from a VM to a process that keeps its memory
 mod store; // the store, from where nothing may block

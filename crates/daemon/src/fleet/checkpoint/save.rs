@@ -1,6 +1,7 @@
 //! A seed is written into the store, by a process for each: `pando pages save` reads what the seed says of itself.
 
 use super::super::{Fleet, blocking, error::FleetError, error::cannot};
+use super::earlier::Earlier;
 use super::store::Kept;
 use crate::db::{Checkpoint, Outcome};
 use crate::monitor::{LONG, Monitor, MonitorError};
@@ -41,6 +42,7 @@ impl Saves {
 struct Printed {
     logical_bytes: Option<u64>,
     stored_bytes: Option<u64>,
+    hashed_bytes: Option<u64>,
 }
 
 impl Fleet {
@@ -78,7 +80,10 @@ impl Fleet {
         };
         match &outcome {
             Outcome::Failed { problem } => tracing::warn!(checkpoint = checkpoint.id, problem, "not stored"),
-            _ => tracing::info!(checkpoint = checkpoint.id, name = checkpoint.name, "stored"),
+            _ => {
+                let hashed_bytes = sizes.hashed_bytes;
+                tracing::info!(checkpoint = checkpoint.id, name = checkpoint.name, hashed_bytes, "stored");
+            }
         }
         if let Err(error) = self.0.db.checkpoint_became(checkpoint, outcome).await {
             tracing::error!(checkpoint = checkpoint.id, %error, "cannot write down whether it is stored");
@@ -87,17 +92,53 @@ impl Fleet {
 
     async fn write_out_seed(&self, checkpoint: &Checkpoint) -> Result<Output, FleetError> {
         let layers = self.0.db.seed_layers(&checkpoint.id).await?;
-        self.write_out(&checkpoint.id, &checkpoint.name, layers).await
+        let seed = self.0.supervisor.live(&checkpoint.id);
+        let earlier = match &seed {
+            Some(seed) => self.earlier(&checkpoint.vm, &checkpoint.id, seed.process()).await,
+            None => None,
+        };
+        self.write_out(&checkpoint.id, &checkpoint.name, layers, earlier).await
     }
 
     /// Has the seed `id`, which reads `layers`, write itself into a process that writes it into the store, and waits for
-    /// that. `name` is for complaints.
-    pub(super) async fn write_out(&self, id: &str, name: &str, layers: Vec<String>) -> Result<Output, FleetError> {
+    /// that. What the `earlier` checkpoint has is left out, unless that fails. `name` is for complaints.
+    pub(super) async fn write_out(
+        &self,
+        id: &str,
+        name: &str,
+        layers: Vec<String>,
+        earlier: Option<Earlier>,
+    ) -> Result<Output, FleetError> {
+        if let Some(earlier) = earlier {
+            let problem = match self.write_out_since(Some(&earlier), id, name, layers.clone()).await {
+                Ok(output) if output.status.success() => return Ok(output),
+                Ok(output) => sentence(&output.stderr),
+                Err(error) => error.in_one_line(),
+            };
+            // It may have been removed, or is damaged, or the monitor is one of an earlier build.
+            tracing::info!(
+                seed = id,
+                earlier = earlier.id,
+                problem,
+                "not stored with what is stored; all of it is written"
+            );
+        }
+        self.write_out_since(None, id, name, layers).await
+    }
+
+    async fn write_out_since(
+        &self,
+        earlier: Option<&Earlier>,
+        id: &str,
+        name: &str,
+        layers: Vec<String>,
+    ) -> Result<Output, FleetError> {
         let (layers, ours, theirs) = self.open_to_save(layers).await?;
         let failed = || cannot(format!("run {}", self.0.monitor.display()));
         let saver = Command::new(&self.0.monitor)
             .args(["pages", "save", "--name", id, "--store"])
             .arg(self.0.paths.store())
+            .args(earlier.iter().flat_map(|earlier| ["--since", &earlier.id]))
             .current_dir("/")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::piped())
@@ -110,7 +151,9 @@ impl Fleet {
 
         let asked = async {
             let monitor = Monitor::connect(&self.0.paths.control_socket(id))?;
-            let descriptors: Vec<_> = std::iter::once(ours.as_fd()).chain(layers.iter().map(AsFd::as_fd)).collect();
+            let known_by = earlier.map(|earlier| earlier.known_by.each_ref().map(AsFd::as_fd));
+            let seed = std::iter::once(ours.as_fd()).chain(layers.iter().map(AsFd::as_fd));
+            let descriptors: Vec<_> = seed.chain(known_by.into_iter().flatten()).collect();
             match monitor.call(&Request::Save, &descriptors, LONG).await? {
                 Response::Done => Ok(()),
                 _ => Err(MonitorError::Confused),

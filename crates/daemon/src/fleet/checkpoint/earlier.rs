@@ -1,0 +1,40 @@
+//! What a seed may have in common with one that is stored: the pages that neither has to itself.
+//!
+//! *Invariant.* Both seeds come from one monitor, which had the memory first: only then are addresses in the one those in
+//! the other. So they are of one VM between two of its beginnings.
+
+use super::super::Fleet;
+use crate::db::Checkpoint;
+use crate::supervisor::Process;
+use pando_wire::api::CheckpointState;
+use std::fs::File;
+use std::io;
+
+/// A checkpoint that is stored, and whose seed lived a moment ago.
+#[derive(Debug)]
+pub(super) struct Earlier {
+    pub(super) id: String,
+    /// What a seed is told of it, as [`Request::Save`](pando_wire::control::Request::Save) has it.
+    pub(super) known_by: [File; 3],
+}
+
+impl Fleet {
+    /// The newest checkpoint of VM `vm` that `seed`, which is becoming `id`, can be compared with. Where that cannot be found
+    /// out, there is none: it costs time, and nothing else.
+    pub(super) async fn earlier(&self, vm: &str, id: &str, seed: &Process) -> Option<Earlier> {
+        let checkpoints = self.0.db.checkpoints().await.unwrap_or_default();
+        let stored = |it: &Checkpoint| it.vm == vm && it.id != id && it.state == CheckpointState::Stored;
+        checkpoints.into_iter().rev().filter(stored).find_map(|checkpoint| {
+            let live = self.0.supervisor.live(&checkpoint.id)?;
+            if !live.process().is_of_one_tree(seed) {
+                return None;
+            }
+            let known_by = known_by(live.process(), seed).ok()?;
+            Some(Earlier { id: checkpoint.id, known_by })
+        })
+    }
+}
+
+fn known_by(earlier: &Process, own: &Process) -> io::Result<[File; 3]> {
+    Ok([earlier.pagemap()?, own.pagemap()?, File::open("/proc/vmstat")?])
+}
