@@ -263,13 +263,17 @@ async fn a_seed_that_died_while_nobody_looked_leaves_what_is_stored() {
     assert!(!run(&daemon, "kept", &["cold"]).await.warm);
 }
 
-/// What the seed of a checkpoint that is stored said when it was saved.
+/// Makes a checkpoint, and waits until it is stored; and what its seed said then.
 async fn said(daemon: &Daemon, vm: &str, name: &str) -> (Checkpoint, String) {
     create(daemon, vm, name).await;
     let kept = until(daemon, name, CheckpointState::Stored).await;
+    let said = said_in_store(daemon, &kept.id);
+    (kept, said)
+}
+
+fn said_in_store(daemon: &Daemon, id: &str) -> String {
     let store = Store::open(&daemon.config.state_dir.join("store")).unwrap();
-    let said = store.checkpoint(&kept.id).unwrap().machine.state;
-    (kept, String::from_utf8(said).unwrap())
+    String::from_utf8(store.checkpoint(id).unwrap().machine.state).unwrap()
 }
 
 #[tokio::test]
@@ -282,7 +286,8 @@ async fn a_seed_is_held_against_the_newest_of_its_vm_that_is_stored_and_whose_se
 
     let (one, first) = said(&daemon, "web", "one").await;
     assert_eq!(first, all_of("web"));
-    assert_eq!(said(&daemon, "other", "others").await.1, all_of("other"), "never with another VM's");
+    let (others, first) = said(&daemon, "other", "others").await;
+    assert_eq!(first, all_of("other"), "never with another VM's");
     let (two, second) = said(&daemon, "web", "two").await;
     assert_eq!(second, since("web", &one));
     assert_eq!(said(&daemon, "web", "three").await.1, since("web", &two));
@@ -293,6 +298,12 @@ async fn a_seed_is_held_against_the_newest_of_its_vm_that_is_stored_and_whose_se
     daemon.stop().await;
     daemon.start_again().await;
     assert_eq!(said(&daemon, "web", "five").await.1, since("web", &two));
+
+    // A VM that falls asleep is saved as any other.
+    let before = stored(&daemon);
+    assert_eq!(daemon.post("/vms/other/hibernate", Value::Null).await.0, 200);
+    let asleep = stored(&daemon).into_iter().find(|id| !before.contains(id)).unwrap();
+    assert_eq!(said_in_store(&daemon, &asleep), since("other", &others));
 
     // It has the memory of another monitor when it has begun anew.
     daemon.post("/vms/web/kill", Value::Null).await;

@@ -172,10 +172,15 @@ fn whoever_may_not_know_where_pages_are_is_told_nothing_but_zeroes() {
         [earlier.pagemap(), own.pagemap()]
     };
     let [hidden, own_hidden] = thread::scope(|scope| scope.spawn(without_the_right).join()).unwrap();
-    for seeds in
-        [TwoSeeds::new(hidden, own.pagemap(), vmstat()), TwoSeeds::new(earlier.pagemap(), own_hidden, vmstat())]
-    {
-        assert!(compare(&seeds, &memory).iter().all(|known| *known != Known::Same));
+    let copy = |file: &File| file.try_clone().unwrap();
+    let pairs = [
+        [copy(&hidden), own.pagemap()],
+        [earlier.pagemap(), copy(&own_hidden)],
+        [hidden, own_hidden], // As it is for a daemon without the right.
+    ];
+    for [earlier, own] in pairs {
+        let known = compare(&TwoSeeds::new(earlier, own, vmstat()), &memory);
+        assert!(known.iter().all(|known| *known != Known::Same));
     }
     let seeds = TwoSeeds::new(earlier.pagemap(), own.pagemap(), vmstat());
     let known = compare(&seeds, &memory);
@@ -207,25 +212,32 @@ fn a_frame_that_one_page_left_and_the_other_took_is_not_one_page() {
             assert!(!is_one_page(readings), "{readings:x?}");
         }
     }
+    assert!(is_absent(0) && is_absent(soft_dirty) && !is_absent(SWAPPED | 7), "what is swapped out is no zero");
     let unsaid = [PRESENT; 4];
     assert!(!is_one_page(unsaid), "frame 0 is what is shown to who may not know");
 }
 
 #[test]
 fn while_the_kernel_moves_pages_nothing_is_known() {
-    let looked_at = |counts: [Option<u64>; 2]| {
+    let looked_at = |counts: [Option<u64>; 2], frames: [u64; 4]| {
         let mut order = Vec::new();
-        let mut counts = counts.into_iter();
+        let (mut counts, mut frames) = (counts.into_iter(), frames.into_iter());
         let read = |of| {
             order.push(of);
-            Some(vec![PRESENT | 7])
+            Some(vec![PRESENT | frames.next().unwrap()])
         };
-        (same_pages(read, || counts.next().unwrap()), order)
+        let same = same_pages(read, || counts.next().unwrap());
+        assert!(same.is_none() || order == [Of::Earlier, Of::Own, Of::Earlier, Of::Own]);
+        same
     };
-    let order = vec![Of::Earlier, Of::Own, Of::Earlier, Of::Own];
-    assert_eq!(looked_at([Some(1), Some(1)]), (Some(vec![true]), order.clone()));
-    assert_eq!(looked_at([Some(1), Some(2)]), (None, order));
-    assert_eq!(looked_at([None, None]).0, None);
+    assert_eq!(looked_at([Some(1), Some(1)], [7; 4]), Some(vec![true]));
+    assert_eq!(looked_at([Some(1), Some(2)], [7; 4]), None);
+    assert_eq!(looked_at([None, None], [7; 4]), None);
+    for at in 0..4 {
+        let mut frames = [7; 4];
+        frames[at] = 8;
+        assert_eq!(looked_at([Some(1), Some(1)], frames), Some(vec![false]), "nor of what moved without being counted");
+    }
 }
 
 #[test]
