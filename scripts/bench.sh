@@ -22,7 +22,7 @@ echo "== A toy guest, here"
 "$bin/pause" "$bin/pando"
 
 printf '\n== The store, here\n'
-"$bin/store"
+"$bin/store" 512 "$bin/pando"
 
 way=$("$bin/pando" doctor -o json | sed -n 's/.*"way": *"\([a-z]*\)".*/\1/p' | head -n 1) || true
 case $way in

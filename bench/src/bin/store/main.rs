@@ -1,11 +1,12 @@
 //! What a checkpoint costs to store and to read, by chunk size and level; and the store against `zstd -T2`.
 //!
 //! ```text
-//! store [MIB]       how much RAM, 512 when absent
+//! store [MIB [PANDO]]       how much RAM, 512 when absent; PANDO is the program, target/release/pando when absent
 //! ```
 //!
 //! Everything is measured in this run, on the same bytes: no figure here is compared with one of another day.
 
+mod again; // the second checkpoint of a VM
 mod memory; // bytes that look like a guest's RAM
 
 use memory::{Random, dirty, guest_ram};
@@ -51,7 +52,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     by_chunk_size(&ram, &later)?;
     by_level(&ram, &later)?;
     against_zstd(&ram)?;
-    ten_checkpoints(ram)
+    ten_checkpoints(ram)?;
+    let pando = std::env::args().nth(2).unwrap_or("target/release/pando".into());
+    again::report(Path::new(&pando), (mib as u64) << 20)
 }
 
 const HEAD: [&str; 7] = ["", "first, MiB", "MiB/s", "second, MiB", "MiB/s", "read p50, µs", "p99"];
