@@ -4,10 +4,14 @@
 
 mod layout; // which guest-physical ranges exist
 pub mod pager; // bringing pages in on first touch
+mod collapse; // huge pages, one at a time
+mod huge; // huge pages again, after a fork
+mod pagemap; // what the kernel tells of a page
 mod working_set; // what a child of a fork has written, and what of it is still there
 mod earlier; // what a seed has in common with an earlier one
 
 pub use earlier::{Known, TwoSeeds};
+pub use huge::{BeginError, Held, HugePages};
 pub use layout::{HIGH_START, LOW_END, LayoutError, MAX_BYTES, MIN_BYTES, MMIO_DEVICE_LEN, MMIO_DEVICES, ram_ranges};
 use pando_sys::SysError;
 use vm_memory::GuestMemoryMmap;

@@ -1,18 +1,12 @@
 //! What a child of a fork has written: the pages that it alone has. And what of that is still there later.
 
-use pando_sys::HUGE_PAGE;
+use crate::pagemap::{ENTRY, EXCLUSIVE, IN_HUGE_PAGE, PAGE, has};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-/// A page, as page tables, `pagemap` and guest-physical page numbers have it.
-const PAGE: u64 = 4096;
-/// An entry of `pagemap` (the kernel's Documentation/admin-guide/mm/pagemap.rst).
-const ENTRY: u64 = 8;
-const EXCLUSIVE: u64 = 1 << 56;
-/// Pages in a huge page.
-const IN_HUGE_PAGE: usize = (HUGE_PAGE / PAGE) as usize;
 /// Entries read at once: whole huge pages of them.
 const ENTRIES: usize = 8192;
 
@@ -20,8 +14,14 @@ const ENTRIES: usize = 8192;
 /// `None` when there are more than `most`: then it stops looking.
 ///
 /// A whole huge page is left out: where nothing was before, the kernel gives one for the first byte that is written, and
-/// who writes into it next is unknown. To copy all of it for each child costs more than the few faults it would save.
-pub fn private_pages(memory: &GuestMemoryMmap, pagemap: &File, most: u32) -> io::Result<Option<Vec<(u32, u32)>>> {
+/// who writes into it next is unknown. To copy all of it for each child costs more than the few faults it would save. Not so
+/// one that was [made](crate::HugePages::made) of pages that were written, of which `made` has the first pages.
+pub fn private_pages(
+    memory: &GuestMemoryMmap,
+    pagemap: &File,
+    made: &BTreeSet<u32>,
+    most: u32,
+) -> io::Result<Option<Vec<(u32, u32)>>> {
     let mut runs = Runs::default();
     let mut buffer = vec![0; ENTRIES * ENTRY as usize];
     for region in memory.iter() {
@@ -33,7 +33,8 @@ pub fn private_pages(memory: &GuestMemoryMmap, pagemap: &File, most: u32) -> io:
             pagemap.read_exact_at(entries, (host + first) * ENTRY)?;
             let huge_pages = entries.chunks(IN_HUGE_PAGE * ENTRY as usize);
             for (page, entries) in (guest + first..).step_by(IN_HUGE_PAGE).zip(huge_pages) {
-                runs.add(page as u32, entries); // RAM ends below 2^44 bytes.
+                let page = page as u32; // RAM ends below 2^44 bytes.
+                runs.add(page, entries, made.contains(&page));
                 if runs.pages > most {
                     return Ok(None);
                 }
@@ -68,11 +69,12 @@ struct Runs {
 }
 
 impl Runs {
-    /// Adds those of one huge page, which begins at `first` and has these `entries`, unless that is all of it.
-    fn add(&mut self, first: u32, entries: &[u8]) {
+    /// Adds those of one huge page, which begins at `first` and has these `entries`, unless that is all of it and nobody
+    /// has written that.
+    fn add(&mut self, first: u32, entries: &[u8], is_made: bool) {
         let entries = entries.chunks_exact(ENTRY as usize);
-        let is_private = |entry: &[u8]| entry.try_into().map_or(0, u64::from_ne_bytes) & EXCLUSIVE != 0;
-        if entries.clone().all(is_private) {
+        let is_private = |entry: &[u8]| has(entry, EXCLUSIVE);
+        if !is_made && entries.clone().all(is_private) {
             return;
         }
         for (page, _) in (first..).zip(entries).filter(|(_, entry)| is_private(entry)) {
@@ -88,7 +90,7 @@ impl Runs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pando_sys::{fork, give_back, guest_memory};
+    use pando_sys::{HUGE_PAGE, fork, give_back, guest_memory};
     use std::io::{Read, Write};
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
@@ -106,7 +108,7 @@ mod tests {
                 memory.write_obj(7u64, GuestAddress(address)).unwrap();
             }
             let pagemap = File::open("/proc/self/pagemap").unwrap();
-            let [all, few] = [512, 2].map(|most| private_pages(&memory, &pagemap, most).unwrap());
+            let [all, few] = [512, 2].map(|most| private_pages(&memory, &pagemap, &BTreeSet::new(), most).unwrap());
             let mut theirs = UnixStream::from(kept.into_iter().next().unwrap());
             theirs.write_all(format!("{all:?} {few:?}").as_bytes()).unwrap();
         };
@@ -135,7 +137,7 @@ mod tests {
             give_back(&memory, 8..9).unwrap(); // What it shares.
             let read = [3, 4, 8, 9].map(|page| memory.read_obj::<u64>(GuestAddress(page * PAGE)).unwrap());
             let pagemap = File::open("/proc/self/pagemap").unwrap();
-            let private = private_pages(&memory, &pagemap, 512).unwrap().unwrap();
+            let private = private_pages(&memory, &pagemap, &BTreeSet::new(), 512).unwrap().unwrap();
             let mut theirs = UnixStream::from(kept.into_iter().next().unwrap());
             theirs.write_all(format!("{read:?} {private:?}").as_bytes()).unwrap();
         };

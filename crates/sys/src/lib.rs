@@ -7,6 +7,7 @@
 
 mod error; // which call, and what the kernel said
 mod memory; // guest RAM: private anonymous memory, huge pages
+mod huge; // whether it still is in huge pages
 mod vm; // one KVM virtual machine
 mod vm_state; // what of it a fork carries over
 mod vcpu; // one vCPU: running it and what it stops for
@@ -18,6 +19,7 @@ mod userfault; // guest RAM that arrives lazily
 pub mod probe; // how fast this computer's KVM is
 
 pub use error::SysError;
+pub use huge::{is_huge, minor_faults};
 pub use kick::Kicker;
 pub use memory::{HUGE_PAGE, guest_memory, present, unshare};
 pub use process::{disown_children, fork, give_way, is_one_file};

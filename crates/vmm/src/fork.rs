@@ -66,18 +66,22 @@ impl Vm {
     /// Copies the VM into as many children as there are `listeners`, each of which gets one and waits on it for its
     /// files. A VM that was paused stays so.
     pub(crate) fn fork(&mut self, listeners: Vec<OwnedFd>) -> Result<ForkTimings, ForkError> {
-        let asked = Instant::now();
-        let mut clock = Stopwatch(asked);
         let arriving = self.arriving.clone();
         if arriving.as_ref().is_some_and(|arriving| arriving.is_incomplete()) {
             return Err(ForkError::Arriving);
         }
+        let huge = self.huge.clone();
+        // Before the guest has to stand still, as there may be a huge page in the making.
+        let mut held_huge = huge.hold();
+        let asked = Instant::now();
+        let mut clock = Stopwatch(asked);
         let was_running = self.phase() == Phase::Running;
         self.pause().map_err(ForkError::Save)?;
         let mut timings =
             ForkTimings { park_us: clock.lap_us(), expected_pages: self.expected.pages(), ..Default::default() };
         // Memory is there, but may be on its way into huge pages.
-        let _held = arriving.as_ref().map(|arriving| arriving.pager.hold());
+        let held = arriving.as_ref().map(|arriving| arriving.pager.hold());
+        held_huge.stand_still();
         // Where the parent closes its own ends of the listeners, it runs again.
         let forked = self.fork_paused(listeners, asked, &mut timings, &mut clock);
         if was_running {
@@ -88,6 +92,8 @@ impl Vm {
         } else {
             timings.pause_us = micros(asked.elapsed());
         }
+        drop((held, held_huge));
+        self.begin_huge_pages();
         forked.map(|_listeners| timings)
     }
 

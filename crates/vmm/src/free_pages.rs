@@ -2,6 +2,7 @@
 
 use crate::server::Arriving;
 use pando_devices::virtio::balloon::FreePages;
+use pando_memory::HugePages;
 use std::ops::Range;
 use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
@@ -12,6 +13,8 @@ pub(crate) struct ToHost {
     pub(crate) memory: GuestMemoryMmap,
     /// What brings the memory, where it is not all there.
     pub(crate) arriving: Option<Arc<Arriving>>,
+    /// What makes huge pages of it.
+    pub(crate) huge: HugePages,
 }
 
 impl FreePages for ToHost {
@@ -21,7 +24,7 @@ impl FreePages for ToHost {
             arriving.pager.discard(&[(pages.start, pages.end - pages.start)]);
         }
         // What the host does not take is still the guest's, as if it had not been reported.
-        let _ = pando_sys::give_back(&self.memory, pages);
+        let _ = self.huge.while_none_is_made(|| pando_sys::give_back(&self.memory, pages));
     }
 }
 
@@ -71,7 +74,8 @@ mod tests {
         pager.begin_fill();
         let clients = [(); 2].map(|()| Client::new(UnixStream::pair().unwrap().0));
         let server = Arc::new(PageServer::new(clients.into(), 1));
-        let to_host = ToHost { memory: memory.clone(), arriving: Some(Arc::new(Arriving { pager, server })) };
+        let huge = HugePages::of(memory.clone());
+        let to_host = ToHost { memory: memory.clone(), arriving: Some(Arc::new(Arriving { pager, server })), huge };
 
         is_asked.wait(); // For all of it.
         to_host.give_back(100..200);

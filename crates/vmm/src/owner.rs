@@ -353,6 +353,9 @@ impl Owner {
         vm.platform.repeat_interrupts();
         vm.resume();
         timings.total_us = micros(asked.elapsed());
+        if self.is_child {
+            vm.begin_huge_pages();
+        }
         Ok((vm, timings))
     }
 

@@ -13,7 +13,7 @@ use pando_devices::virtio::mmio::{Effect, LiveRegisters, MmioDevice, Transport, 
 use pando_devices::virtio::rng::Rng;
 use pando_devices::virtio::vsock::{Vsock, VsockRestoreError, VsockState};
 use pando_disk::Disk;
-use pando_memory::{MMIO_DEVICE_LEN, MMIO_DEVICES};
+use pando_memory::{HugePages, MMIO_DEVICE_LEN, MMIO_DEVICES};
 use pando_sys::Vm;
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
@@ -108,6 +108,8 @@ pub(crate) struct Host {
     pub(crate) layer: String,
     /// What brings the guest's memory, where it is not all there.
     pub(crate) arriving: Option<Arc<Arriving>>,
+    /// What makes huge pages of it.
+    pub(crate) huge: HugePages,
 }
 
 /// What an access did beside being answered.
@@ -177,7 +179,7 @@ impl Platform {
             None => (Serial::new(), false),
             Some(state) => Serial::restore(state.clone())?,
         };
-        let Host { console, vsock, layer, arriving } = host;
+        let Host { console, vsock, layer, arriving, huge } = host;
         let mut disk = Block::new(disk, "root", block::Access::ReadWrite);
         disk.heed(Arc::clone(&halt));
         let block = transport(disk, state.block.as_ref())?;
@@ -186,7 +188,7 @@ impl Platform {
             Some((transport, state)) => Transport::restore(Vsock::restore(*state, vsock)?, transport.clone())?,
         };
         let rng = transport(Rng::new(), state.rng.as_ref())?;
-        let balloon = Balloon::new(ToHost { memory: memory.clone(), arriving }, halt);
+        let balloon = Balloon::new(ToHost { memory: memory.clone(), arriving, huge }, halt);
         let balloon = match &state.balloon {
             BalloonState::Absent => None,
             BalloonState::Reset => Some(Transport::new(balloon)),

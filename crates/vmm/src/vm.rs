@@ -1,6 +1,6 @@
 //! A VM's life: the only way it begins, and how it stands still and goes on.
 
-use crate::complaints::say;
+use crate::complaints::{chain, say};
 use crate::device_loop::{self, DeviceThread};
 use crate::files::Files;
 use crate::gate::{Gate, Go, Parked, USUAL_PARK};
@@ -11,6 +11,7 @@ use crate::platform::{Host, Platform, PlatformError, Twin};
 use crate::server::{Arriving, FillError};
 use crate::vcpu::{self, Context, VcpuThread};
 use pando_disk::Disk;
+use pando_memory::HugePages;
 use pando_sys::{SysError, VcpuState};
 use pando_wire::control::{Phase, StartTimings, WorkingSet};
 use std::fs::File;
@@ -35,6 +36,8 @@ pub(crate) struct Vm {
     pub(crate) expected: WorkingSet,
     /// What brings its memory, or has brought it.
     pub(crate) arriving: Option<Arc<Arriving>>,
+    /// What makes huge pages of its memory, once that is shared.
+    pub(crate) huge: HugePages,
     /// The vCPUs' states while all stand still.
     paused: Option<Vec<VcpuState>>,
     /// Whether the guest had ended when they were last seen to stand still.
@@ -97,9 +100,17 @@ impl Vm {
             ));
         }
         let gate = Arc::new(Gate::new(vcpus.len()));
-        let host = Host { console: files.console, vsock: files.vsock, layer: files.layer, arriving: arriving.clone() };
-        let platform = Platform::build(&machine.platform, twin, disk, host, Arc::clone(&vm), &memory, gate.closed())?;
-        let started = Self::spawn(vm, memory, Arc::new(platform), gate, machine, vcpus, events);
+        let huge = HugePages::of(memory);
+        let host = Host {
+            console: files.console,
+            vsock: files.vsock,
+            layer: files.layer,
+            arriving: arriving.clone(),
+            huge: huge.clone(),
+        };
+        let platform =
+            Platform::build(&machine.platform, twin, disk, host, Arc::clone(&vm), huge.memory(), gate.closed())?;
+        let started = Self::spawn(vm, huge, Arc::new(platform), gate, machine, vcpus, events);
         timings.devices_us = clock.lap_us();
         let started = started.map_err(StartError::Thread)?;
         if let Some(arriving) = &arriving {
@@ -110,7 +121,7 @@ impl Vm {
 
     fn spawn(
         vm: Arc<pando_sys::Vm>,
-        memory: GuestMemoryMmap,
+        huge: HugePages,
         platform: Arc<Platform>,
         gate: Arc<Gate>,
         machine: MachineState,
@@ -131,7 +142,22 @@ impl Vm {
         let devices = device_loop::spawn(Arc::clone(&platform), Arc::clone(&gate), send_parked)?;
         let (msrs, paused) = (machine.msrs, Some(machine.vcpus));
         let (expected, arriving, has_ended) = (WorkingSet::default(), None, false);
-        Ok(Self { platform, memory, expected, arriving, msrs, vm, gate, vcpus, devices, parked, paused, has_ended })
+        let memory = huge.memory().clone();
+        Ok(Self {
+            platform,
+            memory,
+            expected,
+            arriving,
+            huge,
+            msrs,
+            vm,
+            gate,
+            vcpus,
+            devices,
+            parked,
+            paused,
+            has_ended,
+        })
     }
 
     /// Where in its life the VM is.
@@ -233,8 +259,16 @@ impl Vm {
 
     /// The pages that this VM alone has: see [`Request::Touched`](pando_wire::control::Request::Touched).
     pub(crate) fn touched(&self, pagemap: &File) -> io::Result<WorkingSet> {
-        let runs = pando_memory::private_pages(&self.memory, pagemap, WorkingSet::MAX_PAGES)?;
+        let runs = pando_memory::private_pages(&self.memory, pagemap, &self.huge.made(), WorkingSet::MAX_PAGES)?;
         Ok(WorkingSet(runs.unwrap_or_default()))
+    }
+
+    /// Begins to make huge pages of what it has for itself: its memory is shared from now on. Without them it is only slower
+    /// at a fork.
+    pub(crate) fn begin_huge_pages(&self) {
+        if let Err(error) = self.huge.begin() {
+            say(&format!("pando: forks of this VM take longer than they need to: {}", chain(&error).join(": ")));
+        }
     }
 
     /// The state of everything but memory and disk. `None` while the VM runs.

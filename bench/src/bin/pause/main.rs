@@ -28,6 +28,10 @@ const WALKED: u64 = 256 << 10;
 const DIRTIED: [u64; 2] = [16 << 20, 512 << 20];
 /// RAM of the guests that dirty it.
 const DIRTY_RAM: u64 = 1 << 30;
+/// How long after its writes a guest is a quiet one: its memory has become huge pages again.
+const LATER: Duration = Duration::from_secs(4);
+/// Checkpoints per median of those that are made that long after.
+const LATER_KEPT: usize = 8;
 /// Until a guest has touched all its memory, or made a lap.
 const LIMIT: Duration = Duration::from_secs(120);
 /// How often it is looked whether the memory of a child that ended is given back.
@@ -88,7 +92,7 @@ fn after_writes(pando: &Path) -> Result<(), MonitorError> {
     }
     // In turns, and the other one stands still.
     for _ in 0..FORKS {
-        for Dirtied { guest, forks: [fork, checkpoint, _], .. } in &mut guests {
+        for Dirtied { guest, forks: [fork, checkpoint, ..], .. } in &mut guests {
             write_all(guest)?;
             fork.fork(guest)?;
             write_all(guest)?;
@@ -97,7 +101,7 @@ fn after_writes(pando: &Path) -> Result<(), MonitorError> {
         }
     }
     // Last, as it breaks the guest's huge pages: what is written while somebody else has it is copied page by page.
-    for Dirtied { guest, forks: [.., beside], .. } in &mut guests {
+    for Dirtied { guest, forks: [_, _, beside, _], .. } in &mut guests {
         let mut before = guest.seed()?;
         for _ in 0..FORKS {
             write_all(guest)?;
@@ -107,12 +111,28 @@ fn after_writes(pando: &Path) -> Result<(), MonitorError> {
         }
         end([before])?;
     }
+    beside_one_later(&mut guests)?;
     report_writes(&guests);
     Ok(())
 }
 
+/// Checkpoints beside a seed that lives, of guests that go on for a while after their writes, in turns.
+fn beside_one_later(guests: &mut [Dirtied]) -> Result<(), MonitorError> {
+    let mut seeds = guests.iter().map(|of| of.guest.seed()).collect::<Result<Vec<_>, _>>()?;
+    for _ in 0..LATER_KEPT {
+        for (Dirtied { guest, forks: [.., later], .. }, before) in guests.iter_mut().zip(&mut seeds) {
+            write_all(guest)?;
+            sleep(LATER);
+            let seed = later.keep(guest)?;
+            end([std::mem::replace(before, seed)])?;
+            guest.ask(&Request::Pause)?;
+        }
+    }
+    end(seeds)
+}
+
 /// How the memory is shared while a guest writes, and what then stops it.
-const WAYS: [&str; 3] = ["fork", "checkpoint", "checkpoint beside one"];
+const WAYS: [&str; 4] = ["fork", "checkpoint", "checkpoint beside one", "checkpoint beside one, later"];
 
 /// A guest that writes to so many bytes between two forks.
 struct Dirtied {
@@ -125,8 +145,10 @@ struct Dirtied {
 fn report_writes(guests: &[Dirtied]) {
     println!(
         "\nThe VM's pause by what it wrote since the one before, {} of RAM: medians of {FORKS}, in µs. The child or seed of \
-         that has ended before the VM writes; beside one, that seed lives meanwhile",
-        mib(DIRTY_RAM)
+         that has ended before the VM writes; beside one, that seed lives meanwhile; later, {} s after the writes ({LATER_KEPT} \
+         each)",
+        mib(DIRTY_RAM),
+        LATER.as_secs()
     );
     let row = |of: &Dirtied, way: usize| {
         let mut row = of.forks[way].pause_row(of.walked);
@@ -135,7 +157,7 @@ fn report_writes(guests: &[Dirtied]) {
     };
     let rows: Vec<_> = guests.iter().flat_map(|of| (0..WAYS.len()).map(move |way| row(of, way))).collect();
     table(&["written", "pause", "park", "save", "seal", "fork", "resume", "least pause"], &rows);
-    for Dirtied { walked, forks: [fork, checkpoint, _], .. } in guests {
+    for Dirtied { walked, forks: [fork, checkpoint, ..], .. } in guests {
         let what = format!("checkpoint against fork, {} written", mib(*walked));
         at_most(&what, checkpoint.pause_us(), fork.pause_us(), 1.2);
     }

@@ -225,7 +225,7 @@ pub fn give_back(memory: &GuestMemoryMmap, run: Range<u32>) -> Result<(), SysErr
     }
 }
 
-fn host_address(memory: &GuestMemoryMmap, run: &Range<u32>) -> Result<u64, SysError> {
+pub(crate) fn host_address(memory: &GuestMemoryMmap, run: &Range<u32>) -> Result<u64, SysError> {
     let start = GuestAddress(u64::from(run.start) * PAGE);
     let len = u64::from(run.end.saturating_sub(run.start)) * PAGE;
     let slice = memory.get_slice(start, len as usize).map_err(|_| outside())?;

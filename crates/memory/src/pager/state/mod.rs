@@ -13,15 +13,13 @@ use super::pages::{PageSet, Runs, range};
 use super::source::{Fetched, PAGE, SourceError, intersection};
 use super::stats::Stats;
 use super::{Spec, Tuning};
+use crate::collapse::DENSE;
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// Pages in a huge page. No run of pages that is fetched reaches across the end of one.
 pub(super) const HUGE: u32 = 512;
-/// So many pages of a huge page must have come with bytes for it to be made one: what is missing of it is memory that
-/// it costs.
-const DENSE: u16 = 448;
 
 /// Where in its life a pager is.
 ///
@@ -323,6 +321,9 @@ impl State {
     pub(super) fn discard(&mut self, run: &Range<u32>, now: Instant) -> Vec<Range<u32>> {
         self.stats.discarded_pages += u64::from(self.missing.remove(run.clone()));
         self.zeroes.insert(run.clone());
+        // What was given back of a huge page would come back with it.
+        let of_which = run.start / HUGE..run.end.div_ceil(HUGE);
+        self.dense.iter_mut().take(of_which.end as usize).skip(of_which.start as usize).for_each(|pages| *pages = 0);
         self.answer(run, now)
     }
 
@@ -358,6 +359,11 @@ impl State {
     pub(super) fn dense(&self) -> Vec<u32> {
         let is_dense = |(at, pages): (usize, &u16)| (*pages >= DENSE).then_some(at as u32 * HUGE);
         self.dense.iter().enumerate().filter_map(is_dense).collect()
+    }
+
+    /// Whether that which begins at page `first` still is one of them.
+    pub(super) fn is_dense(&self, first: u32) -> bool {
+        self.dense[(first / HUGE) as usize] >= DENSE
     }
 
     pub(super) fn recorded(&mut self) -> Runs {

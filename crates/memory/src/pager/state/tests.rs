@@ -220,3 +220,15 @@ fn only_what_came_nearly_whole_is_worth_a_huge_page() {
     assert_eq!(state.missing_pages(), 0);
     assert_eq!(state.dense(), [0, 512]);
 }
+
+#[test]
+fn no_huge_page_is_made_of_what_was_given_back_of() {
+    let (mut state, now) = state(&[]);
+    while let Some(claimed) = state.claim_fill(now) {
+        bring(&mut state, &claimed, claimed.end, now);
+    }
+    let dense = state.dense();
+    assert_eq!((dense[..3].to_vec(), state.is_dense(512)), (vec![0, 512, 1024], true));
+    state.discard(&(1023..1025), now);
+    assert_eq!([0, 512, 1024].map(|first| state.is_dense(first)), [true, false, false]);
+}

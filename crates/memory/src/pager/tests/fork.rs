@@ -141,7 +141,7 @@ fn while_it_is_held_nothing_is_half_there_and_nothing_comes() {
     let tuning = Tuning { fill_pages: 512, ..Tuning::default() };
     let (pager, memory, ends) = start(lazy(128, 2), Ones, Spec { tuning, ..Spec::default() });
     let waiting = reader(&memory, HIGH + 510);
-    let there = || crate::private_pages(&memory, &pagemap, u32::MAX).unwrap().unwrap();
+    let there = || crate::private_pages(&memory, &pagemap, &Default::default(), u32::MAX).unwrap().unwrap();
     let mut held_for = 0;
     while ends.try_recv().is_err() {
         let held = pager.hold();
