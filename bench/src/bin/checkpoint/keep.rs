@@ -49,8 +49,24 @@ impl<'d> Worker<'d> {
 
     /// Writes so much over what was written before, from the beginning on.
     pub(crate) fn work(&self, mib: u32) -> Result<(), ApiError> {
+        self.write("if=/dev/urandom", mib)
+    }
+
+    /// The same with zeroes, of which a store keeps nothing.
+    pub(crate) fn write_zeroes(&self, mib: u32) -> Result<(), ApiError> {
+        self.write("if=/dev/zero", mib)
+    }
+
+    fn write(&self, from: &str, mib: u32) -> Result<(), ApiError> {
         let (out, count) = (format!("of={FILE}"), format!("count={mib}"));
-        self.daemon.exec(&self.name, &["dd", "if=/dev/urandom", &out, "bs=1M", &count, "conv=notrunc"])
+        self.daemon.exec(&self.name, &["dd", from, &out, "bs=1M", &count, "conv=notrunc"])
+    }
+
+    /// Makes a checkpoint whose seed stays. For how long the VM stood still.
+    pub(crate) fn pause_at_checkpoint(&self) -> Result<u64, ApiError> {
+        let path = format!("/vms/{}/checkpoint", self.name);
+        let made: Checkpoint = self.daemon.call("POST", &path, &CheckpointRequest::default())?;
+        self.pause_us(&made.name)
     }
 
     /// Forks it into one child, which is removed.

@@ -10,6 +10,7 @@
 //! does happens to both.
 
 mod burst; // many VMs from the store at once
+mod dirty; // its pause by what it wrote
 mod everything; // loading all of the memory of a checkpoint, and nothing else
 mod keep; // checkpoints of a VM at work
 mod wake; // VMs from the store
@@ -59,6 +60,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     report_sizes(&kept);
     report_wakes(&wakes);
     burst::report(&daemon, &image)?;
+    drop(daemon);
+    dirty::report(&pando)?;
     Ok(())
 }
 
