@@ -7,7 +7,7 @@ use vm_memory::GuestMemoryMmap;
 
 /// How much longer than for making a huge page the thread sleeps after it. The kernel lets nobody fault meanwhile, so a
 /// low priority would only make those wait longer who want to.
-const REST: u32 = 4;
+const REST: u32 = 2;
 /// So many pages of a huge page must be this process's own for it to be made one: what is missing of it is memory that it
 /// costs.
 pub(crate) const DENSE: u16 = 448;

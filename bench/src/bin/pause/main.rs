@@ -29,7 +29,7 @@ const DIRTIED: [u64; 2] = [16 << 20, 512 << 20];
 /// RAM of the guests that dirty it.
 const DIRTY_RAM: u64 = 1 << 30;
 /// How long after its writes a guest is a quiet one: its memory has become huge pages again.
-const LATER: Duration = Duration::from_secs(12);
+const LATER: Duration = Duration::from_secs(10);
 /// Checkpoints per median of those that are made that long after.
 const LATER_KEPT: usize = 5;
 /// Until a guest has touched all its memory, or made a lap.
