@@ -8,22 +8,13 @@
 //! the other's page has come. So each is asked twice, in turn, and what the kernel has counted of its moves is to be the same
 //! before and after. `docs/snapshot-format.md` says what that leaves.
 
+use crate::pagemap::{ENTRY, FRAME, OF_A_FILE, PAGE, PRESENT, SWAPPED};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-/// A page, as page tables, `pagemap` and guest-physical page numbers have it.
-const PAGE: u64 = 4096;
-/// An entry of `pagemap` (the kernel's Documentation/admin-guide/mm/pagemap.rst).
-const ENTRY: usize = 8;
-const PRESENT: u64 = 1 << 63;
-const SWAPPED: u64 = 1 << 62;
-/// A page of a file, or of shared memory: never one of a guest.
-const OF_A_FILE: u64 = 1 << 61;
-/// The number of the page frame: 0 where the kernel does not tell.
-const FRAME: u64 = (1 << 55) - 1;
 /// How many pages are asked of at once: so few that the kernel seldom moves any meanwhile, so many that its counters are
 /// seldom read.
 const BLOCK: u64 = 2048;
@@ -123,8 +114,8 @@ fn same_pages(
 
 /// Entries of `pagemap`.
 fn entries(pagemap: &File, first: u64, pages: usize) -> io::Result<Vec<u64>> {
-    let mut bytes = vec![0; pages * ENTRY];
-    pagemap.read_exact_at(&mut bytes, first * ENTRY as u64)?;
+    let mut bytes = vec![0; pages * ENTRY as usize];
+    pagemap.read_exact_at(&mut bytes, first * ENTRY)?;
     Ok(bytes.as_chunks().0.iter().map(|entry| u64::from_ne_bytes(*entry)).collect())
 }
 
