@@ -407,6 +407,58 @@ fn what_an_attached_checkpoint_keeps_here_is_bounded_and_comes_again() {
 }
 
 #[test]
+fn what_one_has_read_through_a_cache_the_next_one_does_not_fetch() {
+    let server = Server::start();
+    let proxy = Proxy::before(&server);
+    let (here, there) = (temporary(), temporary());
+    let store = Store::create(here.path()).unwrap();
+    publish(&store, "one", PAGES, &pages(0)).unwrap();
+    let layer = store.checkpoint("one").unwrap().memory.unwrap();
+    store.note_working_set(layer, &[3..9, 20..21]).unwrap();
+    let bucket = Bucket::new(&proxy.spec("cached")).unwrap();
+    run(bucket.push(&store, "one")).unwrap();
+    assert_eq!(run(bucket.disk_pages("one")).unwrap(), [0; 0]);
+
+    let cache = Store::create(there.path()).unwrap();
+    let open = cache.attach_as_cache(&bucket, "one", 1 << 30).unwrap();
+    assert_eq!(cache.working_set(layer), Some(vec![3..9, 20..21]));
+    cache.note_working_set(layer, &[3..20, 30..31]).unwrap();
+    assert_attached(&open, &pages(0));
+    drop(open);
+    // Enough for the mark and the checkpoint, and for no manifest or pack.
+    proxy.mood(Mood::DieAfter(8 << 10));
+    let again = Store::open(there.path()).unwrap();
+    let open = again.attach_as_cache(&bucket, "one", 1 << 30).unwrap();
+    assert_attached(&open, &pages(0));
+    assert_eq!(again.working_set(layer), Some(vec![3..20, 30..31]), "what was learned here is known better than there");
+    // Whoever deletes it meanwhile has it fetched again.
+    proxy.mood(Mood::Well);
+    again.collect().unwrap();
+    assert_eq!(files(there.path(), "packs").len(), 0);
+    assert_attached(&Store::open(there.path()).unwrap().attach_as_cache(&bucket, "one", 1 << 30).unwrap(), &pages(0));
+}
+
+#[test]
+fn a_cache_does_not_grow_beyond_its_bound_whoever_fills_it() {
+    const BOUND: u64 = 5 << 20;
+    let server = Server::start();
+    let (here, there) = (temporary(), temporary());
+    let store = Store::create(here.path()).unwrap();
+    let bucket = Bucket::new(&server.spec("bound")).unwrap();
+    let most = || files(there.path(), "packs").iter().map(|pack| fs::metadata(pack).unwrap().len()).sum::<u64>();
+    for (name, first) in [("one", 0), ("two", PAGES), ("three", 2 * PAGES)] {
+        publish(&store, name, PAGES, &pages(first)).unwrap();
+        run(bucket.push(&store, name)).unwrap();
+        let open = Store::create(there.path()).unwrap().attach_as_cache(&bucket, name, BOUND).unwrap();
+        for (page, number) in pages(first) {
+            assert_attached(&open, &Pages::from([(page, number)]));
+            assert!(most() <= BOUND, "{} after page {page} of {name}", most());
+        }
+        assert!(most() > BOUND / 2, "it keeps what it may: {}", most());
+    }
+}
+
+#[test]
 fn a_source_that_dies_is_a_clear_error_and_one_that_is_slow_or_back_is_read() {
     let server = Server::start();
     let proxy = Proxy::before(&server);

@@ -4,6 +4,7 @@ use crate::local::FileError;
 use crate::store::CheckpointError;
 use crate::transfer::IntakeError;
 use std::error::Error;
+use std::time::Duration;
 
 /// Why a checkpoint was not pushed or pulled. What was sent before is not sent again the next time, and nothing half
 /// sent is offered to anybody.
@@ -105,6 +106,11 @@ impl Said {
         }
         let keys = keys.iter().filter(|key| !key.is_empty());
         Self(keys.fold(line, |line, key| line.replace(key, "…")))
+    }
+
+    /// Nothing, for so long.
+    pub(super) fn late(limit: Duration) -> Self {
+        Self(format!("it has not come for {limit:?}"))
     }
 }
 

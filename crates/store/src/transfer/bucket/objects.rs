@@ -88,9 +88,19 @@ impl Bucket {
         Self::new(&self.spec)
     }
 
-    /// How long something is tried again.
-    pub(super) fn patience(&self) -> Duration {
-        self.spec.patience
+    /// How long something may take with all that is tried again: what is begun while there is patience may time out.
+    pub(super) fn longest(&self) -> Duration {
+        self.spec.patience + self.spec.timeout
+    }
+
+    /// Says that an object has not come for so long.
+    pub(super) fn late(&self, name: &Name, limit: Duration) -> BucketError {
+        BucketError::Unreachable {
+            action: "read",
+            object: name.to_string(),
+            bucket: self.name.clone(),
+            source: Said::late(limit),
+        }
     }
 
     /// The names of the checkpoints in it, sorted.
