@@ -2,7 +2,7 @@
 
 use crate::monitor::{Guest, Monitor, MonitorError};
 use pando_wire::control::{Connection, Fork, ForkTimings, Origin, PAGES_CONNECTIONS, Request, Response, Restore};
-use pando_wire::pages::Serve;
+use pando_wire::pages::{Remote, Serve};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::File;
 use std::io;
@@ -31,12 +31,17 @@ pub struct Earlier {
 
 /// Starts the `pando` at `pando` as a page server for a checkpoint of this name.
 pub fn serve(pando: &Path, store: &Path, name: &str) -> io::Result<PageServer> {
+    serve_from(pando, store, name, None)
+}
+
+/// The same of one that is elsewhere, and the store a cache.
+pub fn serve_from(pando: &Path, store: &Path, name: &str, remote: Option<Remote>) -> io::Result<PageServer> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let process = pages(pando, "serve", store, name).stdin(Stdio::from(theirs)).spawn()?;
     let pairs: Vec<_> = (0..PAGES_CONNECTIONS).map(|_| UnixStream::pair()).collect::<Result<_, _>>()?;
     let (connections, servers): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
     let fds: Vec<_> = servers.iter().map(|server| server.as_fd()).collect();
-    Connection::from_fd(ours).send(&Serve { connections: PAGES_CONNECTIONS as u32 }, &fds)?;
+    Connection::from_fd(ours).send(&Serve { connections: PAGES_CONNECTIONS as u32, remote }, &fds)?;
     Ok(PageServer { process, connections })
 }
 

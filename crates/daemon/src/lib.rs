@@ -20,5 +20,6 @@ mod usage; // what a VM costs
 
 pub use config::Config;
 pub use db::DbError;
+pub use fleet::bucket_spec;
 pub use routes::openapi;
 pub use serve::{ServeError, serve, serve_until};

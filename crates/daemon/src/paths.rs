@@ -9,6 +9,7 @@
 //! <state>/vms/<id>/monitor.log       what the monitor wrote to standard error
 //! <state>/layers/<id>/{data,map}     the disk layer that VM <id> writes; kept while a descendant reads it
 //! <state>/store/                     checkpoints, as `docs/snapshot-format.md` draws them
+//! <state>/bucket-cache/              a store without any: what VMs have read from buckets; may be deleted when none arrives
 //! <runtime>/lock                     held while a daemon uses these sockets
 //! <runtime>/vms/<id>/control.sock    the monitor; of a checkpoint's <id>, its seed
 //! <runtime>/vms/<id>/vsock.sock      the guest
@@ -123,6 +124,10 @@ impl Paths {
 
     pub(crate) fn store(&self) -> PathBuf {
         self.state.join("store")
+    }
+
+    pub(crate) fn bucket_cache(&self) -> PathBuf {
+        self.state.join("bucket-cache")
     }
 
     pub(crate) fn all_sockets(&self) -> PathBuf {

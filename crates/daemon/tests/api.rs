@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Every route, for a reader of this file and against the document.
-const ROUTES: [&str; 36] = [
+const ROUTES: [&str; 37] = [
     "DELETE /checkpoints/{name}",
     "DELETE /images/{digest}",
     "DELETE /settings/{name}",
@@ -40,6 +40,7 @@ const ROUTES: [&str; 36] = [
     "POST /images",
     "POST /store/collect",
     "POST /store/pull",
+    "POST /store/run",
     "POST /store/verify",
     "POST /vms",
     "POST /vms/{name}/checkpoint",

@@ -329,3 +329,77 @@ async fn ask_and_leave(daemon: &Daemon, path: &str, body: Value) -> tokio::task:
         }
     })
 }
+
+async fn run(daemon: &Daemon, checkpoint: &str, bucket: &Value) -> (u16, Value) {
+    let request = json!({"bucket": bucket, "checkpoint": checkpoint, "children": [{"name": "one"}, {}]});
+    let (status, body) = daemon.post("/store/run", request).await;
+    (status.as_u16(), body)
+}
+
+/// What everybody on this computer may read of the page servers of a checkpoint.
+fn page_servers(id: &str) -> Vec<String> {
+    let shown = |process: std::fs::DirEntry| {
+        let read = |file: &str| std::fs::read(process.path().join(file)).unwrap_or_default();
+        String::from_utf8_lossy(&[read("cmdline"), read("environ")].concat()).into_owned()
+    };
+    let all = std::fs::read_dir("/proc").unwrap().flatten().map(shown);
+    all.filter(|shown| shown.contains(&format!("pages\0serve\0--name\0{id}\0"))).collect()
+}
+
+#[tokio::test]
+async fn vms_are_run_from_a_checkpoint_that_stays_in_its_bucket_and_no_key_is_written_down() {
+    let server = Server::start();
+    let bucket = bucket(server.spec("stays"));
+    let (from, made) = with_checkpoint("warm").await;
+    push(&from, "warm", &bucket).await;
+    let to = with_image().await;
+    let before = kept(&to).await;
+    let id = made.id.clone();
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let watching = std::thread::spawn(move || {
+        let mut seen = std::collections::BTreeSet::new();
+        while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            seen.extend(page_servers(&id));
+        }
+        seen
+    });
+    let (status, report) = run(&to, "warm", &bucket).await;
+    drop(stop);
+    let servers = watching.join().unwrap();
+    assert!(!servers.is_empty() && servers.iter().all(|shown| !shown.contains("TheSecretKey")), "{servers:?}");
+    assert_eq!((status, &report["checkpoint"], &report["warm"]), (200, &json!("warm"), &json!(false)), "{report}");
+    let errors: Vec<_> = report["children"].as_array().unwrap().iter().map(|child| &child["error"]).collect();
+    assert_eq!(errors, [&Value::Null; 2], "{report}");
+    assert_eq!(to.vm("one").await.env, [("A".into(), "1".into())].into());
+    assert_eq!(to.get("/vms/one/logs").await.1, "woken one\nchild of web of 1 layers\n");
+    assert_eq!(kept(&to).await, before, "nobody here knows of the checkpoint");
+    assert_eq!(to.post("/store/verify", Value::Null).await.1["damage"], json!([]));
+
+    let mut grep = std::process::Command::new("grep");
+    let found = grep.args(["-rlE", "TheSecretKey|TheToken|TheAccessKey"]).arg(to.path()).output().unwrap();
+    assert_eq!((String::from_utf8_lossy(&found.stdout).as_ref(), found.status.code()), ("", Some(1)));
+}
+
+#[tokio::test]
+async fn what_cannot_be_run_from_a_bucket_is_told_in_one_sentence_and_leaves_nothing() {
+    let server = Server::start();
+    let right = bucket(server.spec("refused"));
+    let (from, made) = with_checkpoint("warm").await;
+    push(&from, "warm", &right).await;
+    let to = Daemon::start().await;
+    let (status, refused) = run(&to, "warm", &right).await;
+    let sentence = format!("cannot run warm: it needs image {}, which is to be imported first", made.image);
+    assert_eq!((status, &refused["error"]), (409, &json!(sentence)));
+    to.image().await;
+    let absent = "no checkpoint in s3://pando-test/refused is called cold";
+    assert_refused(run(&to, "cold", &right).await, 404, "cannot run cold", absent);
+    assert_eq!(run(&to, "No name", &right).await.0, 400);
+    let small = json!({"bucket": right, "checkpoint": "warm", "children": [{}], "cache_bytes": 1 << 20});
+    let (status, refused) = to.post("/store/run", small).await;
+    let sentence = "a cache of 1048576 bytes is too small: 256 MiB are needed";
+    assert_eq!((status.as_u16(), &refused["error"]), (400, &json!(sentence)));
+    server.ask_for_credentials();
+    let refuses = "s3://pando-test/refused refuses these credentials";
+    assert_refused(run(&to, "warm", &right).await, 403, "cannot run warm", refuses);
+    assert_eq!(to.get("/vms").await.1, json!([]));
+}

@@ -343,6 +343,22 @@ pub struct PullRequest {
     pub name: Option<String>,
 }
 
+/// VMs to run from a checkpoint that stays in a bucket. The keys stay with the processes that read it until all memory of
+/// the VMs has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BucketRunRequest {
+    /// Where from.
+    pub bucket: Bucket,
+    /// The name that it had where it was pushed, or its id. Of several of that name, the one that was made last.
+    pub checkpoint: String,
+    /// The VMs, in order; 1 to 250.
+    pub children: Vec<ChildSpec>,
+    /// How much of what is fetched is kept on disk for others, in bytes, at least 256 MiB; 4 GiB when absent.
+    #[serde(default)]
+    pub cache_bytes: Option<u64>,
+}
+
 /// What was fetched.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Pulled {

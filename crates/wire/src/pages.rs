@@ -4,6 +4,7 @@
 //! in turn: [frames](crate::frame), some with bytes behind them. Monitor and server are started by one daemon and one
 //! build, so there is no version here.
 
+use crate::api::Bucket;
 use crate::frame;
 use crate::saved::{MAX_PAGES_AT_ONCE, MAX_STATE_BYTES, Machine, PAGE_BYTES};
 use serde::{Deserialize, Serialize};
@@ -18,10 +19,22 @@ pub const MAX_PAGES: u32 = 512;
 
 /// What the daemon sends a page server on its standard input, a `SOCK_SEQPACKET` socket: one packet, with the server's
 /// ends of a monitor's connections as descriptors, the one where it will be asked what there is first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Serve {
     /// How many come.
     pub connections: u32,
+    /// Where the checkpoint is, if the store does not have it: that is a cache then, and nothing else.
+    pub remote: Option<Remote>,
+}
+
+/// A bucket that a checkpoint is read from while its VM runs. It comes in the packet because it has keys in it, and
+/// everybody on this computer can read arguments.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remote {
+    /// Which, and as whom.
+    pub bucket: Bucket,
+    /// How much of what is fetched the cache may keep, in bytes.
+    pub cache_bytes: u64,
 }
 
 /// How many of a monitor's connections, the first ones, are for what its guest waits for. The others are for the rest, and

@@ -164,6 +164,23 @@ fn vms_are_run_from_a_checkpoint_and_say_where_they_came_from() {
 
     let cold = run(&Daemon::saying(200, &report(false)), &["run", "--from", "warm"]);
     assert!(cold.stderr.starts_with("woken from the store, ready in 7.30 ms\n"), "{cold:?}");
+
+    let daemon = Daemon::saying(200, &report(false));
+    let run = ["run", "--from", "warm", "--bucket", "s3://team", "--bucket-cache", "1G", "--region", "north"];
+    let remote = run_with(&daemon, &run, &KEYS);
+    assert!(remote.stderr.starts_with("woken from the bucket, ready in 7.30 ms\n"), "{remote:?}");
+    let asked = &daemon.asked()[0];
+    assert_eq!(asked.what, "POST /store/run");
+    let bucket = json!({
+        "url": "s3://team", "endpoint": null, "region": "north", "access_key_id": "AKID", "secret_access_key": "SECRET",
+        "session_token": null,
+    });
+    let children = json!([{"name": null, "env": {}}]);
+    let expected = json!({"bucket": bucket, "checkpoint": "warm", "children": children, "cache_bytes": 1 << 30});
+    assert_eq!(serde_json::from_slice::<Value>(&asked.body).unwrap(), expected);
+    let without = run_with(&daemon, &run, &[]);
+    let said = "error: there are no credentials for s3://team: AWS_ACCESS_KEY_ID is not set\n";
+    assert_eq!(without, is(2, "", said));
 }
 
 #[test]
@@ -177,6 +194,9 @@ fn what_makes_no_sense_with_a_checkpoint_is_wrong_usage() {
         &["run", "--from", "warm", "--count", "0"],
         &["run", "--from", "warm", "--count", "2", "--name", "a"],
         &["run", "--count", "2", "image"],
+        &["run", "--bucket", "s3://team", "image"],
+        &["run", "--from", "warm", "--region", "north"],
+        &["run", "--from", "warm", "--bucket-cache", "1G"],
         &["checkpoint", "rm"],
         &["checkpoint", "create"],
     ] {

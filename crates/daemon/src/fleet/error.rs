@@ -62,12 +62,14 @@ pub(crate) enum FleetError {
     #[error("cannot import the checkpoint")]
     NoExport(#[source] Box<dyn Error + Send + Sync>),
     /// The image that a checkpoint needs is not here.
-    #[error("cannot import {checkpoint}: it needs image {image}, which is to be imported first")]
+    #[error("cannot {wanted} {checkpoint}: it needs image {image}, which is to be imported first")]
     NeedsImage {
         /// Which checkpoint.
         checkpoint: String,
         /// The image's digest.
         image: String,
+        /// What is to be done with it.
+        wanted: &'static str,
     },
     /// The VM is in the wrong state for that.
     #[error("cannot {wanted} {name}: it is {}", state_name(*is))]

@@ -25,6 +25,7 @@ mod settings; // how this daemon is set
 mod turns; // one operation at a time per VM
 mod twin; // a twin becomes itself
 
+pub use checkpoint::bucket_spec;
 pub(crate) use error::{FleetError, cannot};
 pub(crate) use presence::Visit;
 

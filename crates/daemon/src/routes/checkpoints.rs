@@ -9,8 +9,8 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use pando_wire::api::{
-    Checkpoint, CheckpointRequest, CheckpointRunReport, Collected, Error, ForkRequest, PullRequest, Pulled,
-    PushRequest, Pushed, Verified,
+    BucketRunRequest, Checkpoint, CheckpointRequest, CheckpointRunReport, Collected, Error, ForkRequest, PullRequest,
+    Pulled, PushRequest, Pushed, Verified,
 };
 use serde::Deserialize;
 use std::convert::Infallible;
@@ -190,6 +190,29 @@ pub(super) async fn pull(
     let (_asking, gone) = oneshot::channel::<Infallible>();
     let gone = async move { drop(gone.await) };
     to_its_end(async move { fleet.pull_checkpoint(request, gone).await }).await.map(Json)
+}
+
+/// Run VMs from a checkpoint that stays in a bucket: their memory comes from there as they touch it, and then the rest. The
+/// report tells of each, also of those that failed. The image that they need must be here.
+#[utoipa::path(
+    post,
+    path = "/store/run",
+    request_body = BucketRunRequest,
+    responses(
+        (status = 200, body = CheckpointRunReport),
+        (status = 400, body = Error, description = "There are no VMs in it, or too many; or what is known of it there is damaged"),
+        (status = 403, body = Error, description = "The bucket refuses these keys"),
+        (status = 404, body = Error, description = "There is no such checkpoint there, or no such bucket"),
+        (status = 409, body = Error, description = "The image is missing"),
+        (status = 502, body = Error, description = "The bucket's server is away or broken, or what lies there is damaged"),
+        (status = 503, body = Error, description = "There is no KVM, or no room for so many"),
+    )
+)]
+pub(super) async fn run_from_bucket(
+    State(fleet): State<Fleet>,
+    Body(request): Body<BucketRunRequest>,
+) -> Result<Json<CheckpointRunReport>, Failure> {
+    to_its_end(async move { fleet.run_from_bucket(request).await }).await.map(Json)
 }
 
 /// Take back the room of what no checkpoint needs.

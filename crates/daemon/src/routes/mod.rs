@@ -61,6 +61,7 @@ fn of_fleet() -> OpenApiRouter<Fleet> {
         .routes(routes!(checkpoints::export))
         .routes(routes!(checkpoints::push))
         .routes(routes!(checkpoints::pull))
+        .routes(routes!(checkpoints::run_from_bucket))
         .routes(routes!(checkpoints::collect))
         .routes(routes!(checkpoints::verify))
         .routes(routes!(events::list))

@@ -2,7 +2,7 @@
 
 use super::Process;
 use pando_wire::control::{Connection, Listener, PAGES_CONNECTIONS};
-use pando_wire::pages::Serve;
+use pando_wire::pages::{Remote, Serve};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::File;
 use std::io;
@@ -28,12 +28,14 @@ pub(crate) fn spawn(program: &Path, name: &str, control: Listener, log: &Path) -
     hold(&mut monitor)
 }
 
-/// Starts `program` as a server of the pages of checkpoint `name` in `store`, which writes its complaints to `log`. The
-/// first answer is the other ends of its connections; it ends with the last of them. Blocks for the time of an `exec`.
+/// Starts `program` as a server of the pages of checkpoint `name` in `store`, or in the bucket that is `remote` with `store` as
+/// its cache; it writes its complaints to `log`. The first answer is the other ends of its connections; it ends with the last
+/// of them. Blocks for the time of an `exec`.
 pub(crate) fn serve_pages(
     program: &Path,
     store: &Path,
     name: &str,
+    remote: Option<Remote>,
     log: &Path,
 ) -> io::Result<(Vec<UnixStream>, Process)> {
     let pairs = (0..PAGES_CONNECTIONS).map(|_| UnixStream::pair()).collect::<io::Result<Vec<_>>>()?;
@@ -53,7 +55,7 @@ pub(crate) fn serve_pages(
     let process = hold(&mut server)?;
     let descriptors: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
     let connections = descriptors.len() as u32; // A few.
-    match Connection::from_fd(ask).send(&Serve { connections }, &descriptors) {
+    match Connection::from_fd(ask).send(&Serve { connections, remote }, &descriptors) {
         Ok(()) => Ok((ours, process)),
         Err(error) => {
             process.kill();

@@ -1,8 +1,8 @@
 //! What stands between a monitor and the store. The seed's stream is a line of text; a stored checkpoint is real.
 
-use pando_store::{Checkpoint, Kind, Machine, PAGE_BYTES, Store};
+use pando_store::{Bucket, Checkpoint, Kind, Machine, PAGE_BYTES, Store};
 use pando_wire::control::{Connection, PAGES_CONNECTIONS};
-use pando_wire::pages::Serve;
+use pando_wire::pages::{Remote, Serve};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -59,10 +59,17 @@ pub(crate) fn save(store: &str, name: &str, since: Option<&str>) {
 /// `pages serve`: says the state of the machine on the first connection, and waits until all are closed.
 pub(crate) fn serve(store: &str, name: &str) {
     let packets = Connection::from_fd(rustix::stdio::stdin().try_clone_to_owned().unwrap());
-    let (Serve { connections }, sockets) = packets.receive().unwrap().unwrap();
+    let (Serve { connections, remote }, sockets) = packets.receive().unwrap().unwrap();
     assert_eq!((connections as usize, sockets.len()), (PAGES_CONNECTIONS, PAGES_CONNECTIONS));
     let mut connections: Vec<_> = sockets.into_iter().map(UnixStream::from).collect();
-    let checkpoint = Store::open(Path::new(store)).unwrap().checkpoint(name).unwrap();
+    let checkpoint = match remote {
+        None => Store::open(Path::new(store)).unwrap().checkpoint(name).unwrap(),
+        Some(Remote { bucket, cache_bytes }) => {
+            let bucket = Bucket::new(&pando_daemon::bucket_spec(bucket).unwrap()).unwrap();
+            let cache = Store::create(Path::new(store)).unwrap();
+            cache.attach_as_cache(&bucket, name, cache_bytes).unwrap().checkpoint().clone()
+        }
+    };
     let state = [checkpoint.machine.state.as_slice(), b"\n"].concat();
     connections[0].write_all(&state).unwrap();
     for mut connection in connections {

@@ -6,7 +6,7 @@ use std::env;
 
 /// How to talk to a bucket. Keys are no options: everybody on this computer could read them.
 #[derive(clap::Args)]
-pub(super) struct Options {
+pub(in crate::commands) struct Options {
     /// The server, such as http://127.0.0.1:9000, as the daemon reaches it.
     ///
     /// AWS_ENDPOINT_URL says so, too; Amazon's without either.
@@ -19,7 +19,7 @@ pub(super) struct Options {
 
 impl Options {
     /// The bucket of `s3://bucket/prefix`, with the keys of the environment.
-    pub(super) fn bucket(self, url: String) -> Result<Bucket, Failure> {
+    pub(in crate::commands) fn bucket(self, url: String) -> Result<Bucket, Failure> {
         let needed = |name: &str| {
             variable(name).ok_or_else(|| {
                 Failure::new(format!("there are no credentials for {url}: {name} is not set")).with_code(USAGE)

@@ -1,6 +1,6 @@
 //! `pando checkpoint`.
 
-mod bucket; // where others find them
+pub(super) mod bucket; // where others find them
 mod create; // keep a VM
 mod export; // one leaves
 mod gc; // take back room

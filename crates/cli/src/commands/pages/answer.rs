@@ -1,13 +1,23 @@
 //! What a checkpoint answers.
 
 use crate::failure::Failure;
-use pando_store::{Checkpoint, Layer, Manifest, OpenCheckpoint, PAGE_BYTES, Page, ReadError, Store};
-use pando_wire::pages::{Answer, Ask, Description, MAX_EXPECTED, MAX_HELD, MAX_PAGES, Run};
+use pando_daemon::bucket_spec;
+use pando_store::{
+    Bucket, BucketSpec, Checkpoint, Layer, Manifest, OpenCheckpoint, PAGE_BYTES, Page, ReadError, Store,
+};
+use pando_wire::pages::{Answer, Ask, Description, MAX_EXPECTED, MAX_HELD, MAX_PAGES, Remote, Run};
 use pando_wire::saved::{MAX_PAGES_AT_ONCE, Machine};
 use std::error::Error;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long a bucket's server may take for one request.
+const BUCKET_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long it may be away. Both together are less than the 30 s after which a monitor gives up by itself, and does not know
+/// what was wrong with the bucket.
+const BUCKET_PATIENCE: Duration = Duration::from_secs(12);
 
 /// A checkpoint that is served. Any number of threads may ask.
 pub(super) struct Served {
@@ -20,9 +30,20 @@ pub(super) struct Served {
 }
 
 impl Served {
-    pub(super) fn open(store: &Path, name: &str) -> Result<Self, Failure> {
-        let store = Store::open(store)?;
-        let open = store.open_checkpoint(name)?;
+    /// Opens checkpoint `name` of a store, or one that is in a bucket, with the store as a cache.
+    pub(super) fn open(store: &Path, name: &str, remote: Option<Remote>) -> Result<Self, Failure> {
+        let (store, open) = match remote {
+            None => {
+                let store = Store::open(store)?;
+                let open = store.open_checkpoint(name)?;
+                (store, open)
+            }
+            Some(remote) => {
+                let store = Store::create(store)?;
+                let open = attach(&store, name, remote)?;
+                (store, open)
+            }
+        };
         let Checkpoint { disks, .. } = open.checkpoint();
         let (memory, disk) = match (open.memory()?, &disks[..]) {
             (Some(memory), [disk]) => (memory, open.layer(*disk)?),
@@ -105,6 +126,13 @@ impl Served {
         let pages: Vec<_> = expected.iter().map(|run| range(*run)).collect();
         let _ = self.store.note_working_set(self.memory.id(), &pages);
     }
+}
+
+/// Opens a checkpoint that is in a bucket.
+fn attach(store: &Store, name: &str, remote: Remote) -> Result<OpenCheckpoint, Failure> {
+    let Remote { bucket, cache_bytes } = remote;
+    let spec = BucketSpec { timeout: BUCKET_TIMEOUT, patience: BUCKET_PATIENCE, ..bucket_spec(bucket)? };
+    Ok(store.attach_as_cache(&Bucket::new(&spec)?, name, cache_bytes)?)
 }
 
 /// Adds the bytes of a page, if it has any.

@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use pando_sys::give_way;
 use pando_wire::control::Connection;
 use pando_wire::frame;
-use pando_wire::pages::{Answer, Ask, Serve, urgent};
+use pando_wire::pages::{Answer, Ask, Remote, Serve, urgent};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -14,8 +14,9 @@ use std::process::ExitCode;
 use std::thread;
 
 pub(super) fn run(store: &Path, name: &str) -> Result<ExitCode, Failure> {
-    let mut connections = connections().map_err(|failure| failure.under("standard input brings no connections"))?;
-    match Served::open(store, name) {
+    let (mut connections, remote) =
+        connections().map_err(|failure| failure.under("standard input brings no connections"))?;
+    match Served::open(store, name, remote) {
         Ok(served) => {
             thread::scope(|scope| {
                 let urgent = urgent(connections.len());
@@ -43,11 +44,11 @@ pub(super) fn run(store: &Path, name: &str) -> Result<ExitCode, Failure> {
     }
 }
 
-fn connections() -> Result<Vec<UnixStream>, Failure> {
+fn connections() -> Result<(Vec<UnixStream>, Option<Remote>), Failure> {
     let packets = Connection::from_fd(io::stdin().as_fd().try_clone_to_owned()?);
     match packets.receive::<Serve>()? {
-        Some((Serve { connections }, sockets)) if connections as usize == sockets.len() => {
-            Ok(sockets.into_iter().map(UnixStream::from).collect())
+        Some((Serve { connections, remote }, sockets)) if connections as usize == sockets.len() => {
+            Ok((sockets.into_iter().map(UnixStream::from).collect(), remote))
         }
         Some(_) => Err(Failure::new("there are not as many as it says")),
         None => Err(Failure::new("its other end is closed")),

@@ -7,18 +7,29 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::{out, parse, render};
 use indicatif::ProgressBar;
-use pando_wire::api::CheckpointRunReport;
+use pando_wire::api::{BucketRunRequest, CheckpointRunReport, ForkRequest};
 use std::process::ExitCode;
 use std::time::Duration;
 
 pub(super) async fn run(checkpoint: &str, args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let env = parse::environment(&args.env_file, args.env)?;
-    let request = children::request(args.count, args.name.as_deref(), args.prefix.as_deref(), &env);
+    let ForkRequest { children } = children::request(args.count, args.name.as_deref(), args.prefix.as_deref(), &env);
+    let bucket = args.bucket.map(|url| args.server.bucket(url)).transpose()?;
     let client = Client::open().await?;
 
     let spinner = ProgressBar::new_spinner().with_message("waking");
     spinner.enable_steady_tick(Duration::from_millis(100));
-    let answer = client.post_json(&format!("/checkpoints/{}/run", segment(checkpoint)), &request).await;
+    let (origin, answer) = match bucket {
+        None => {
+            let path = format!("/checkpoints/{}/run", segment(checkpoint));
+            ("the store", client.post_json(&path, &ForkRequest { children }).await)
+        }
+        Some(bucket) => {
+            let (checkpoint, cache_bytes) = (checkpoint.to_owned(), args.bucket_cache);
+            let request = BucketRunRequest { bucket, checkpoint, children, cache_bytes };
+            ("the bucket", client.post_json("/store/run", &request).await)
+        }
+    };
     spinner.finish_and_clear();
 
     let body = answer?;
@@ -27,14 +38,14 @@ pub(super) async fn run(checkpoint: &str, args: Args, context: &Context) -> Resu
         out::json(&body)?;
     } else {
         out::print(&children::names(&report.children))?;
-        out::note(&format!("{}\n", summary(&report)));
+        out::note(&format!("{}\n", summary(&report, origin)));
     }
     Ok(children::tell(&children::warnings(&report.children), &report.children))
 }
 
 /// Where they came from, and how soon the last of them answered.
-fn summary(report: &CheckpointRunReport) -> String {
-    let origin = if report.warm { "forked from memory" } else { "woken from the store" };
+fn summary(report: &CheckpointRunReport, cold: &str) -> String {
+    let origin = if report.warm { "forked from memory".to_owned() } else { format!("woken from {cold}") };
     let last = report.children.iter().filter_map(|child| child.ready_us).max();
     let ready = last.map(|us| format!(", ready in {}", render::micros(us)));
     format!("{origin}{}", ready.unwrap_or_default())

@@ -2,6 +2,7 @@
 
 mod from; // from a checkpoint instead of an image
 
+use super::checkpoint::bucket;
 use super::children::MAX_COUNT;
 use crate::client::Client;
 use crate::context::Context;
@@ -25,7 +26,9 @@ Examples:
   pando run --name web --cpus 2 --memory 512M ./rootfs -- /srv/counter
   pando run rootfs.tar.zst -e MODE=test -w /srv -- make check
   pando run 4f0c2a                  # an image that was imported before
-  pando run --from warm --count 3 --prefix review -e BRANCH=fix-login")]
+  pando run --from warm --count 3 --prefix review -e BRANCH=fix-login
+  pando run --from warm --bucket s3://team/pando        # it stays there")]
+#[command(mut_arg("endpoint", |arg| arg.requires("bucket")), mut_arg("region", |arg| arg.requires("bucket")))]
 pub(crate) struct Args {
     /// A folder, a tar archive (plain, gzip or zstd), a disk image with ext4, or the beginning of the digest of an
     /// imported image.
@@ -77,6 +80,17 @@ pub(crate) struct Args {
     /// when absent.
     #[arg(long, requires = "from", conflicts_with = "image", value_parser = parse::name())]
     prefix: Option<String>,
+    /// A bucket that the checkpoint is in and stays in, as s3://bucket/prefix.
+    ///
+    /// Memory comes from there as the VMs touch it, and then the rest. Keys come from the environment, as for checkpoint
+    /// push, and are kept until all of it has come.
+    #[arg(long, value_name = "BUCKET", requires = "from", conflicts_with = "image")]
+    bucket: Option<String>,
+    /// How much of what was fetched from buckets is kept on disk for other VMs, 256M or more; 4G when absent.
+    #[arg(long, value_name = "SIZE", requires = "bucket", value_parser = parse::size)]
+    bucket_cache: Option<u64>,
+    #[command(flatten)]
+    server: bucket::Options,
     /// The command to run in the VM, and its arguments; none when absent.
     #[arg(last = true)]
     command: Vec<String>,

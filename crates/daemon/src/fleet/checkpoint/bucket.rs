@@ -1,8 +1,9 @@
-//! A bucket, as a request names it. What proves who asks is forgotten with the request.
+//! A bucket, as a request names it. What proves who asks is forgotten with the request, but by page servers, which forget
+//! it when they end.
 
 use super::super::blocking;
 use super::super::error::FleetError;
-use pando_store::{Bucket, BucketError, BucketSpec};
+use pando_store::{Bucket, BucketError, BucketSpec, SpecError};
 use pando_wire::api;
 use std::time::Duration;
 
@@ -16,6 +17,14 @@ pub(super) async fn open(
     asked: api::Bucket,
     failed: impl FnOnce(BucketError) -> FleetError + Send + 'static,
 ) -> Result<Bucket, FleetError> {
+    let spec = spec(asked).map_err(|error| FleetError::Invalid(error.to_string()))?;
+    let spec = BucketSpec { timeout: TIMEOUT, patience: PATIENCE, ..spec };
+    // It reads the certificates of the host.
+    blocking(move || Bucket::new(&spec).map_err(failed)).await
+}
+
+/// The bucket that a request names.
+pub fn spec(asked: api::Bucket) -> Result<BucketSpec, SpecError> {
     let api::Bucket { url, endpoint, region, access_key_id, secret_access_key, session_token } = asked;
     let variable = |name: &str| match name {
         "AWS_ACCESS_KEY_ID" => Some(access_key_id.clone()),
@@ -25,10 +34,7 @@ pub(super) async fn open(
         "AWS_REGION" => region.clone(),
         _ => None,
     };
-    let spec = BucketSpec::new(&url, variable).map_err(|error| FleetError::Invalid(error.to_string()))?;
-    let spec = BucketSpec { timeout: TIMEOUT, patience: PATIENCE, ..spec };
-    // It reads the certificates of the host.
-    blocking(move || Bucket::new(&spec).map_err(failed)).await
+    BucketSpec::new(&url, variable)
 }
 
 /// Makes a [`FleetError::Bucket`].

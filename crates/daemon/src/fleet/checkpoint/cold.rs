@@ -1,4 +1,4 @@
-//! VMs from the store: each a fresh monitor, and a page server that it has its memory from.
+//! VMs from the store, or from a bucket: each a fresh monitor, and a page server that it has its memory from.
 //!
 //! ```text
 //! daemon            monitor                     pando pages serve
@@ -20,6 +20,7 @@ use crate::supervisor::serve_pages;
 use futures_util::{StreamExt, stream};
 use pando_wire::api::{CheckpointRunReport, ChildReport, ForkRequest};
 use pando_wire::control::{Listener, Origin, Request, Restore, Start};
+use pando_wire::pages::Remote;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,6 +35,8 @@ const READY_LIMIT: Duration = Duration::from_secs(120);
 pub(super) struct Source {
     /// What the store calls it.
     pub(super) stored: String,
+    /// The bucket that it is in, if it is not in the store.
+    pub(super) remote: Option<Remote>,
     pub(super) restore: Restore,
     pub(super) shared: Shared,
     /// When somebody asked for them.
@@ -50,22 +53,34 @@ impl Fleet {
         request: ForkRequest,
         arrival: Instant,
     ) -> Result<CheckpointRunReport, FleetError> {
-        let count = request.children.len() as u64;
-        room::check(
-            &self.0.meminfo,
-            || format!("{count} VMs from {}", checkpoint.name),
-            room::PER_BOOT.saturating_mul(count),
-        )?;
-        let restore = Restore {
-            vcpus: checkpoint.cpus,
-            memory_bytes: checkpoint.memory_bytes,
-            disk_bytes: self.stored_disk_bytes(&checkpoint.id).await?,
-            is_twin: true,
-        };
+        self.room_for_cold(&checkpoint, request.children.len())?;
+        let disk_bytes = self.stored_disk_bytes(&checkpoint.id).await?;
         // Its disk is the base and a layer of its own, into which all that was stored is written first.
         let (shared, children) = self.prepare(&model(&checkpoint), &[], request.children).await?;
+        self.wake_all(checkpoint, disk_bytes, None, shared, children, arrival).await
+    }
+
+    pub(super) fn room_for_cold(&self, checkpoint: &Checkpoint, count: usize) -> Result<(), FleetError> {
+        let count = count as u64;
+        let what = || format!("{count} VMs from {}", checkpoint.name);
+        room::check(&self.0.meminfo, what, room::PER_BOOT.saturating_mul(count))
+    }
+
+    /// Brings VMs to life that were prepared, from the store or from `remote`.
+    pub(super) async fn wake_all(
+        &self,
+        checkpoint: Checkpoint,
+        disk_bytes: u64,
+        remote: Option<Remote>,
+        shared: Shared,
+        children: Vec<Child>,
+        arrival: Instant,
+    ) -> Result<CheckpointRunReport, FleetError> {
+        let Checkpoint { cpus: vcpus, memory_bytes, .. } = checkpoint;
+        let restore = Restore { vcpus, memory_bytes, disk_bytes, is_twin: true };
         let prepare_us = micros(arrival.elapsed());
-        let source = Source { stored: checkpoint.id, restore, shared, arrival, origin: "woken from a checkpoint" };
+        let origin = if remote.is_some() { "woken from a bucket" } else { "woken from a checkpoint" };
+        let source = Source { stored: checkpoint.id, remote, restore, shared, arrival, origin };
         let waking = children.into_iter().map(|child| self.wake_or_discard(child, &source));
         let mut children: Vec<ChildReport> = stream::iter(waking).buffered(AT_ONCE).collect().await;
         if let Err(error) = self.sync_layer_names().await {
@@ -122,10 +137,12 @@ impl Fleet {
         };
         let (live, answered) = inner.supervisor.supervise(&record.id, record.epoch, process, Arc::clone(&monitor));
         live.set_arrives(true);
-        let (program, store) = (inner.monitor.clone(), inner.paths.store());
+        let (program, remote) = (inner.monitor.clone(), source.remote.clone());
+        let store = if remote.is_some() { inner.paths.bucket_cache() } else { inner.paths.store() };
         let (stored, log) = (source.stored.clone(), inner.paths.monitor_log(&record.id));
-        let serving =
-            blocking(move || serve_pages(&program, &store, &stored, &log).map_err(cannot("start a page server")));
+        let serving = blocking(move || {
+            serve_pages(&program, &store, &stored, remote, &log).map_err(cannot("start a page server"))
+        });
         let (pages, server) = serving.await?;
         // As long as its memory arrives, it is not idle.
         inner.supervisor.adopt_helper(&record.id, server, inner.presence.stay(&record.id));

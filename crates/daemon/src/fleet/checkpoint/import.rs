@@ -55,7 +55,8 @@ impl Fleet {
             return Err(FleetError::CheckpointTaken(same.name));
         }
         if self.0.db.image(&description.image).await?.is_none() {
-            return Err(FleetError::NeedsImage { checkpoint: description.name, image: description.image });
+            let Description { name: checkpoint, image, .. } = description;
+            return Err(FleetError::NeedsImage { checkpoint, image, wanted: "import" });
         }
         let name = name.unwrap_or_else(|| description.name.clone());
         let owner = self.0.db.owner().to_owned();

@@ -4,7 +4,7 @@
 //! VM ──fork──► seed ──Save──► pando pages save ──► store
 //!                │ Fork                              │ pando pages serve
 //!                ▼                                   ▼
-//!        warm: forks of the seed      cold: fresh monitors, memory as they touch it
+//!        warm: forks of the seed      cold: fresh monitors, memory as they touch it, from the store or a bucket
 //! ```
 //!
 //! *Invariants.* A seed is a fork's child that nobody starts; nothing else tells it from one. It is never ended before the
@@ -13,6 +13,7 @@
 mod adopt; // finding the checkpoints of an earlier daemon
 mod bucket; // where others find them
 mod cold; // VMs from the store
+mod remote; // VMs from a checkpoint that stays in a bucket
 mod description; // what a daemon knows of one, on its way
 mod export; // one leaves
 mod import; // one arrives
@@ -27,6 +28,7 @@ mod seed; // from a VM to a process that keeps its memory
 mod store; // the store, from where nothing may block
 mod wake; // a VM that sleeps in the store comes back
 
+pub use bucket::spec as bucket_spec;
 pub(super) use save::Saves;
 pub(super) use shed::Uses;
 

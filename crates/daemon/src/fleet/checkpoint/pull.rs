@@ -26,10 +26,7 @@ impl Fleet {
             found = find(&bucket, &wanted) => found.map_err(&failed)?,
             () = &mut gone => return Err(FleetError::Abandoned),
         };
-        let description = Description::read_whole(&described.bytes)?;
-        if description.id != described.id {
-            return Err(DescriptionError::Damaged.into());
-        }
+        let description = described.read()?;
         let _turn = self.0.turns.vm(&description.id).await;
         let checkpoint = self.reserve(description, name).await?;
         let fetched = self.fetch(&bucket, &checkpoint, gone, failed).await;
@@ -75,14 +72,22 @@ impl Fleet {
 }
 
 /// A checkpoint's id, and what describes it.
-struct Described {
+pub(super) struct Described {
     id: String,
     bytes: Vec<u8>,
 }
 
+impl Described {
+    /// What it says, which must be of this checkpoint.
+    pub(super) fn read(&self) -> Result<Description, DescriptionError> {
+        let description = Description::read_whole(&self.bytes)?;
+        if description.id == self.id { Ok(description) } else { Err(DescriptionError::Damaged) }
+    }
+}
+
 /// What describes the checkpoint of this name or id. Of several of that name, the one that was made last: ids begin with
 /// the time.
-async fn find(bucket: &Bucket, wanted: &str) -> Result<Described, BucketError> {
+pub(super) async fn find(bucket: &Bucket, wanted: &str) -> Result<Described, BucketError> {
     let newest = bucket.described(wanted).await?.into_iter().rfind(|id| is_id(id));
     let found = match newest {
         Some(id) => Some((wanted.to_owned(), id)),

@@ -138,7 +138,7 @@ impl Fleet {
             Ok((own, control, shared))
         })
         .await?;
-        let source = Source { stored, restore, shared, arrival, origin: "woken" };
+        let source = Source { stored, remote: None, restore, shared, arrival, origin: "woken" };
         let report = self.load(vm, own, control, &source).await?;
         tracing::info!(vm = vm.id, ready_us = report.ready_us, reseeded = report.reseeded, "woken");
         if let Some(problem) = report.error {
