@@ -100,6 +100,9 @@ impl Shared {
             guarded = self.lock();
         }
         self.faults.notify_all();
+        drop(guarded);
+        // Not by a thread that gives way: nobody can fault while a huge page is made, nor fork.
+        self.collapse();
     }
 
     /// What is expected, for a thread that has no fault to answer, if there is still one for the next fault.
@@ -136,8 +139,6 @@ impl Shared {
                 None => guarded = wait(&self.fills, guarded),
             }
         }
-        drop(guarded);
-        self.collapse();
     }
 
     /// Fetches claimed pages and puts them there.
