@@ -1,4 +1,7 @@
 //! Parents that write beside a child, and children beside a parent: processes of their own, with this one's memory.
+//!
+//! The kernel makes huge pages, too, once in ten seconds and by rules of its own (khugepaged). So what must not be made is
+//! looked for in what we have made, and only what must be huge is looked for in the page tables.
 
 use super::*;
 use crate::private_pages;
@@ -41,12 +44,13 @@ fn huge_ones(memory: &GuestMemoryMmap, of: u32) -> Vec<bool> {
     (0..of).map(|at| is_huge(memory, &pagemap(), at * HUGE).unwrap()).collect()
 }
 
-/// How many pages of each of the memory's huge pages this process alone has.
-fn private(memory: &GuestMemoryMmap, of: u32) -> Vec<u32> {
-    let all: BTreeSet<u32> = (0..of).map(|at| at * HUGE).collect();
-    let runs = private_pages(memory, &pagemap(), &all, u32::MAX).unwrap().unwrap();
+/// How many pages of each of the memory's huge pages this process is said to have written, where `made` were made huge.
+fn private(memory: &GuestMemoryMmap, made: &[u32]) -> Vec<usize> {
+    let made = made.iter().copied().collect();
+    let runs = private_pages(memory, &pagemap(), &made, u32::MAX).unwrap().unwrap();
     let pages: Vec<u32> = runs.iter().flat_map(|run| run.0..run.0 + run.1).collect();
-    all.iter().map(|first| pages.iter().filter(|page| (*first..*first + HUGE).contains(page)).count() as u32).collect()
+    let of = memory.last_addr().raw_value().div_ceil(pando_sys::HUGE_PAGE) as u32;
+    (0..of).map(|at| pages.iter().filter(|page| (at * HUGE..(at + 1) * HUGE).contains(page)).count()).collect()
 }
 
 fn until(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -107,11 +111,10 @@ fn what_was_written_beside_a_child_is_huge_again_and_nothing_else_is_touched() {
     give_back(&memory, 4 * HUGE + 9..4 * HUGE + 10).unwrap();
     assert_eq!(huge_ones(&memory, OF), [false, false, false, true, false], "the third is shared as a whole");
     huge.begin().unwrap();
-    until("two are huge", || huge.made().len() == 2);
+    until("two are huge", || huge_ones(&memory, OF)[..2] == [true; 2]);
     thread::sleep(LOOKED_AT);
-    assert_eq!(huge_ones(&memory, OF), [true, true, false, true, false]);
-    // The last has one that was given back; it stays away.
-    assert_eq!(private(&memory, OF), [HUGE, HUGE, ENOUGH - 1, 0, HUGE - 1]);
+    // The third has one too few, the fourth is shared, and of the last one was given back.
+    assert!(huge.made().is_subset(&[0, HUGE].into()), "{:?}", huge.made());
     let wrong = (0..OF * HUGE).find(|&page| {
         let is_new = written.iter().any(|run| run.contains(&page));
         let right = if page == 4 * HUGE + 9 {
@@ -134,15 +137,13 @@ fn a_child_is_given_no_memory_but_for_what_it_has_nearly_all_written() {
         let huge = HugePages::of(memory.clone());
         (0..ENOUGH - 1).chain(HUGE..HUGE + ENOUGH).chain([2 * HUGE]).for_each(|page| write(&memory, page, 7));
         huge.begin().unwrap();
-        until("one is huge", || huge.made().len() == 1);
+        until("one is huge", || huge_ones(&memory, OF)[1]);
         thread::sleep(LOOKED_AT);
         // What was made huge counts as written, to whoever learns what children write.
-        let learned = |made| private_pages(&memory, &pagemap(), made, 2048).unwrap().unwrap();
-        let (with, without) = (learned(&huge.made()), learned(&BTreeSet::new()));
-        format!("{:?} {:?} {with:?} {without:?}", huge_ones(&memory, OF), private(&memory, OF))
+        let learned = |made: &[u32]| private(&memory, made)[1];
+        format!("{} {} {}", huge.made().is_subset(&[HUGE].into()), learned(&[HUGE]), learned(&[]))
     });
-    let said = "[false, true, false, true] [447, 512, 1, 0] [(0, 447), (512, 513)] [(0, 447), (1024, 1)]";
-    assert_eq!(ask(child), said);
+    assert_eq!(ask(child), "true 512 0");
     assert_eq!((0..OF * HUGE).find(|page| read(&memory, *page) != *page), None);
 }
 
@@ -156,25 +157,25 @@ fn a_fork_in_the_middle_stops_it_and_parent_and_child_are_right() {
     huge.begin().unwrap();
     until("some are huge", || !huge.made().is_empty());
     let mut held = huge.hold();
-    let made = || huge_ones(&memory, OF).iter().filter(|is_huge| **is_huge).count() as u32;
-    let at_the_fork = made();
-    assert!((1..OF).contains(&at_the_fork), "{at_the_fork}");
+    let all_are_huge = || huge_ones(&memory, OF) == [true; OF as usize];
+    let at_the_fork = huge.made();
+    assert!((1..OF as usize).contains(&at_the_fork.len()), "{at_the_fork:?}");
     thread::sleep(LOOKED_AT);
-    assert_eq!(made(), at_the_fork, "nothing is made while it is held");
+    assert_eq!(huge.made(), at_the_fork, "nothing is made while it is held");
     held.stand_still();
     let second = in_child(|_| {
         let huge = HugePages::of(memory.clone());
         let wrong = (0..OF * HUGE).find(|page| read(&memory, *page) != *page + 1);
         (0..OF * HUGE).for_each(|page| write(&memory, page, page + 2));
         huge.begin().unwrap();
-        until("all are huge", || made() == OF);
+        until("all are huge", all_are_huge);
         format!("{wrong:?} {:?}", (0..OF * HUGE).find(|page| read(&memory, *page) != *page + 2))
     });
     drop(held);
     thread::sleep(QUIET / 2);
-    assert_eq!(made(), at_the_fork, "nor shortly after");
+    assert_eq!(huge.made(), at_the_fork, "nor shortly after");
     assert_eq!(ask(second), "None None");
-    until("all are huge", || made() == OF);
+    until("all are huge", all_are_huge);
     assert_eq!((0..OF * HUGE).find(|page| read(&memory, *page) != *page + 1), None);
     assert_eq!(ask(first), "None");
 }
@@ -186,18 +187,12 @@ fn nothing_is_made_while_pages_are_given_back() {
     let huge = HugePages::of(memory.clone());
     (0..HUGE).for_each(|page| write(&memory, page, page));
     huge.begin().unwrap();
-    let was_huge = huge.while_none_is_made(|| {
+    huge.while_none_is_made(|| {
         thread::sleep(LOOKED_AT);
-        let was_huge = huge_ones(&memory, 1);
         give_back(&memory, 5..6).unwrap();
-        was_huge
     });
-    assert_eq!(was_huge, [false]);
+    assert!(huge.made().is_empty(), "it was made while it was there");
     thread::sleep(LOOKED_AT);
-    assert_eq!(
-        (private(&memory, 1), read(&memory, 5)),
-        (vec![HUGE - 1], 0),
-        "it was made while it was there, or after it was not"
-    );
+    assert_eq!((huge.made(), read(&memory, 5)), (BTreeSet::new(), 0), "it was made after it was given back");
     drop(ask(child));
 }
