@@ -241,7 +241,18 @@ impl Monitor {
         }
     }
 
-    fn connect(&self) -> Result<Connection, MonitorError> {
+    /// A connection on which it says how its VM ends.
+    pub fn watch(&self) -> Result<Connection, MonitorError> {
+        let connection = self.connect()?;
+        connection.send(&Request::Watch, &[])?;
+        match receive(&connection)? {
+            Response::Done => Ok(connection),
+            other => Err(MonitorError::Answer(format!("{other:?}"))),
+        }
+    }
+
+    /// A connection on which nothing was asked yet.
+    pub fn connect(&self) -> Result<Connection, MonitorError> {
         let connection = Connection::connect(&self.dir.path().join("control"))?;
         set_socket_timeout(&connection, Timeout::Recv, Some(ANSWER_LIMIT)).map_err(io::Error::from)?;
         Ok(connection)

@@ -13,10 +13,9 @@ mod server;
 use pando_bench::{Monitor, MonitorError, PageServer, Told, Witness, serve_from};
 use pando_store::{Bucket, BucketSpec, Checkpoint, Kind, PAGE_BYTES, Page, Store};
 use pando_wire::api;
-use pando_wire::control::{Connection, Ending, Request, Response};
+use pando_wire::control::{Connection, Ending, Response};
 use pando_wire::pages::Remote;
 use proxy::{Mood, Proxy};
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use server::Server;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -203,14 +202,6 @@ fn told(console: &[u8]) -> impl Iterator<Item = Told> + '_ {
     console[..end].iter().map(|byte| Told::from_byte(*byte))
 }
 
-fn watch(vm: &Monitor) -> Connection {
-    let connection = Connection::connect(&vm.dir().join("control")).unwrap();
-    set_socket_timeout(&connection, Timeout::Recv, Some(LIMIT)).unwrap();
-    connection.send(&Request::Watch, &[]).unwrap();
-    assert!(matches!(connection.receive().unwrap(), Some((Response::Done, _))));
-    connection
-}
-
 /// How a VM crashed, whose guest has seen nothing wrong until then.
 #[track_caller]
 fn crash(vm: &Monitor, watching: &Connection) -> String {
@@ -258,7 +249,7 @@ fn a_bucket_that_does_not_come_back_ends_the_vm_with_a_sentence_and_nobody_sees_
     for mood in [Mood::DieAfter(0), Mood::Stalled] {
         std::fs::remove_dir_all(away.cache()).unwrap_or_default();
         let vm = away.arriving();
-        let watching = watch(&vm);
+        let watching = vm.watch().unwrap();
         let begun = Instant::now();
         away.proxy.mood(mood);
         let how = crash(&vm, &watching);
@@ -278,14 +269,14 @@ fn wrong_bytes_or_wrong_keys_end_the_vm_with_a_sentence() {
     *bytes.last_mut().unwrap() ^= 1;
     away.server.put(&format!("vms/packs/{}", pack.display()), &bytes);
     let vm = away.arriving();
-    let watching = watch(&vm);
+    let watching = vm.watch().unwrap();
     away.proxy.mood(Mood::Well);
     let how = crash(&vm, &watching);
     assert!(how.contains(&format!("packs/{} is damaged", pack.display())), "{how}");
 
     std::fs::remove_dir_all(away.cache()).unwrap();
     let vm = away.arriving();
-    let watching = watch(&vm);
+    let watching = vm.watch().unwrap();
     away.server.ask_for_credentials();
     away.proxy.mood(Mood::Well);
     let how = crash(&vm, &watching);

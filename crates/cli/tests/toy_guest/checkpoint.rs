@@ -10,7 +10,6 @@ use pando_wire::control::{Connection, Ending, Phase, Request, Response, WorkingS
 use pando_wire::frame;
 use pando_wire::pages::{Ask, Client};
 use pando_wire::saved::PAGE_BYTES;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
@@ -389,8 +388,7 @@ fn who_waits_for_the_memory_of_a_vm_is_told_when_it_ends_and_why() {
     for (end, why) in [(kill, None), (cut, Some("the page server does not answer"))] {
         let dir = dir.path().join(if why.is_some() { "cut" } else { "killed" });
         let Some((between, vm)) = arriving(&dir) else { return };
-        let connection = Connection::connect(&vm.dir().join("control")).unwrap();
-        set_socket_timeout(&connection, Timeout::Recv, Some(LIMIT)).unwrap();
+        let connection = vm.connect().unwrap();
         connection.send(&Request::Gather, &[]).unwrap();
         wait_for_laps(&vm, WITNESS, 1, LIMIT);
         end(&between, &vm);
@@ -409,14 +407,6 @@ fn ending(watching: &Connection) -> Option<Ending> {
     }
 }
 
-fn watch(vm: &Monitor) -> Connection {
-    let connection = Connection::connect(&vm.dir().join("control")).unwrap();
-    set_socket_timeout(&connection, Timeout::Recv, Some(LIMIT)).unwrap();
-    connection.send(&Request::Watch, &[]).unwrap();
-    assert!(matches!(connection.receive().unwrap(), Some((Response::Done, _))));
-    connection
-}
-
 #[test]
 fn a_page_server_that_dies_ends_the_vm_with_a_sentence() {
     let Some((parent, seed)) = seed() else { return };
@@ -425,7 +415,7 @@ fn a_page_server_that_dies_ends_the_vm_with_a_sentence() {
     drop((parent, seed));
     let mut between = Between::new(serve(PANDO.as_ref(), dir.path(), "vm").unwrap(), acpi);
     let vm = restore(std::mem::take(&mut between.monitors)).unwrap();
-    let watching = watch(&vm);
+    let watching = vm.watch().unwrap();
     wait_for_laps(&vm, WITNESS, 1, LIMIT);
     between.cut();
     let Some(Ending::Crashed(how)) = ending(&watching) else { panic!("it did not crash") };
