@@ -46,6 +46,10 @@ pub enum Told {
 }
 
 impl Witness {
+    /// The page with the header of its disk request, which is zeroes when it reads the first record: all others hold
+    /// something at any time once they did.
+    pub const HEADER_PAGE: u64 = 0x22_0000 / BLOCK;
+
     /// What to boot.
     pub fn guest(&self, memory_bytes: u64) -> Guest {
         let kernel = executable(CODE, &[u64::from(self.vcpus), self.pages, PAGES_AT, self.records]);
