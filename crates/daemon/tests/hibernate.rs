@@ -116,6 +116,24 @@ async fn a_vm_that_sleeps_or_falls_asleep_is_woken_to_be_forked_and_to_be_kept()
     }
 }
 
+#[tokio::test]
+async fn what_a_vm_waited_for_as_it_woke_is_expected_when_it_wakes_again() {
+    let daemon = Daemon::start().await;
+    daemon.run("web").await;
+    assert_eq!(order(&daemon, "web", "hibernate").await, DONE);
+    let store = Store::open(&daemon.config.state_dir.join("store")).unwrap();
+    let memory = || store.checkpoint(&stored(&daemon)[0]).unwrap().memory.unwrap();
+    assert_eq!(order(&daemon, "web", "wake").await, DONE);
+    let waited_for: Vec<_> = (0..100).map(|page| page * 3..page * 3 + 1).collect();
+    store.note_working_set(memory(), &waited_for).unwrap();
+
+    assert_eq!(order(&daemon, "web", "hibernate").await, DONE);
+
+    let expected = store.working_set(memory()).unwrap();
+    assert!((50..100).contains(&expected.len()), "{} of 100: most of it", expected.len());
+    assert!(expected.iter().all(|run| waited_for.contains(run)));
+}
+
 /// The daemon that woke it is not the one that forks it.
 #[tokio::test]
 async fn a_vm_that_woke_just_before_its_daemon_ended_is_forked_by_the_next() {

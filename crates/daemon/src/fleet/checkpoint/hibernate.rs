@@ -66,6 +66,12 @@ impl Fleet {
         self.0.supervisor.kill(id).await;
         self.0.lessons.forget(id);
         self.0.presence.tell_sleepless(id, None);
+        if let Some(earlier) = &vm.layer
+            && let Err(error) = self.expect_as_before(earlier, &sleep).await
+        {
+            // It is a hint: without it, the VM waits as it did when it woke for the first time.
+            tracing::info!(vm = id, error = error.in_one_line(), "nothing is expected of its next wake");
+        }
         // It sleeps, whatever cannot be removed: the next daemon does that.
         if let Err(error) = self.leave_behind(vm, unused).await {
             tracing::error!(vm = id, error = error.in_one_line(), "cannot remove what it needs no more");

@@ -37,6 +37,20 @@ impl Fleet {
         .await
     }
 
+    /// Has what was waited for in the memory of `earlier` be expected in that of `later`, which is the same at a later time.
+    pub(super) async fn expect_as_before(&self, earlier: &str, later: &str) -> Result<(), FleetError> {
+        let of = [earlier.to_owned(), later.to_owned()];
+        self.with_store(move |store| {
+            let failed = || cannot("read the store");
+            let [earlier, later] = of.map(|id| store.checkpoint(&id).map(|checkpoint| checkpoint.memory));
+            let (Some(earlier), Some(later)) = (earlier.map_err(failed())?, later.map_err(failed())?) else {
+                return Ok(());
+            };
+            store.pass_on_working_set(earlier, later).map_err(cannot("write into the store"))
+        })
+        .await
+    }
+
     /// Removes checkpoint `id` from the store, where it need not be.
     pub(super) async fn unstore(&self, id: &str) -> Result<(), FleetError> {
         let id = id.to_owned();
