@@ -9,6 +9,7 @@ mod context; // what every command is told: the output format
 mod failure; // the one place that prints errors
 mod out; // results on standard output, all else on standard error
 mod parse; // what is typed, as values
+mod progress; // how far long work is
 mod render; // values as text
 mod terminal; // the terminal that exec lends
 mod upload; // what run calls IMAGE

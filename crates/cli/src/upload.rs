@@ -3,9 +3,10 @@
 use crate::archive::{self, Owners, PackError};
 use crate::client::{Body, Client};
 use crate::failure::{Failure, NOT_FOUND};
+use crate::progress;
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use pando_wire::api::Image;
 use std::fs::File;
 use std::io::{self, Read};
@@ -92,19 +93,10 @@ async fn post(
     chunks: mpsc::Receiver<io::Result<Bytes>>,
     total_bytes: Option<u64>,
 ) -> Result<Body, Failure> {
-    let bar = total_bytes.map_or_else(ProgressBar::hidden, bar);
+    let bar = progress::bytes("importing", total_bytes);
     let answer = client.post_stream(path, counted(chunks, bar.clone())).await;
     bar.finish_and_clear();
     Ok(answer?)
-}
-
-/// A bar on standard error, which does not show unless that is a terminal.
-fn bar(total_bytes: u64) -> ProgressBar {
-    let bar = ProgressBar::new(total_bytes);
-    if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}") {
-        bar.set_style(style.progress_chars("█▌ "));
-    }
-    bar.with_message("importing")
 }
 
 /// The chunks, counted by a bar. An archive is a little longer than the files in it; the bar then stays full.

@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Every route, for a reader of this file and against the document.
-const ROUTES: [&str; 37] = [
+const ROUTES: [&str; 38] = [
     "DELETE /checkpoints/{name}",
     "DELETE /images/{digest}",
     "DELETE /settings/{name}",
@@ -27,6 +27,7 @@ const ROUTES: [&str; 37] = [
     "GET /events",
     "GET /images",
     "GET /openapi.json",
+    "GET /progress/{name}",
     "GET /settings",
     "GET /settings/{name}",
     "GET /version",

@@ -105,6 +105,34 @@ async fn a_checkpoint_that_was_pushed_is_run_by_another_daemon() {
 }
 
 #[tokio::test]
+async fn who_waits_for_a_transfer_can_see_how_far_it_is() {
+    let server = Server::start();
+    let proxy = Proxy::before(&server);
+    let bucket = bucket(proxy.spec("far"));
+    let (from, _) = with_checkpoint("warm").await;
+    let to = with_image().await;
+    let (push, pull) = (json!({"bucket": bucket}), json!({"bucket": bucket, "checkpoint": "warm"}));
+    for (daemon, path, body) in [(&from, "/checkpoints/warm/push", push), (&to, "/store/pull", pull)] {
+        proxy.mood(Mood::Slow);
+        let seen = async {
+            let progress = async || daemon.get("/progress/mine").await.1;
+            eventually("some is done", async || progress().await["done"].as_u64().is_some_and(|done| 0 < done)).await;
+            let seen = progress().await;
+            proxy.mood(Mood::Well);
+            seen
+        };
+        let path = format!("{path}?progress=mine");
+        let (seen, (status, told)) = tokio::join!(seen, daemon.post(&path, body));
+        assert_eq!(status, 200, "{told}");
+        let (done, files) = (seen["done"].as_u64().unwrap(), seen["files"].as_u64().unwrap());
+        assert!(done <= files && 3 <= files, "{seen}");
+        let (status, over) = daemon.get("/progress/mine").await;
+        assert_eq!((status.as_u16(), over), (404, json!({"error": "nothing of that name goes on"})));
+    }
+    assert_eq!(to.post("/store/verify?progress=mine", Value::Null).await.0, 200);
+}
+
+#[tokio::test]
 async fn of_several_of_a_name_the_one_that_was_made_last_is_pulled_and_an_older_one_by_its_id() {
     let server = Server::start();
     let bucket = bucket(server.spec("several"));

@@ -16,6 +16,7 @@ mod read; // pages out
 mod working_set; // which pages are wanted first
 mod gc; // taking back what nobody needs
 mod verify; // finding every flipped bit
+mod meter; // how far long work is
 mod sizes; // how much room checkpoints take
 mod transfer; // into a file or a bucket, and back
 #[cfg(feature = "fuzzing")]
@@ -35,6 +36,7 @@ pub use fuzz::{fuzz_checkpoint, fuzz_manifest, fuzz_pack, fuzz_working_set};
 pub use gc::{Collected, GcError};
 pub use id::{ChunkId, IdError, ManifestId, PackId};
 pub use local::FileError;
+pub use meter::Meter;
 pub use read::{Layer, Location, OpenCheckpoint, ReadError};
 pub use sizes::Sizes;
 pub use store::{CheckpointError, Store};

@@ -3,6 +3,7 @@
 use crate::format::{FormatError, Kind, Manifest, Pack, read_index};
 use crate::id::{ChunkId, ManifestId, PackId};
 use crate::local::{Directory, FileError, StoreLock, read};
+use crate::meter::Meter;
 use crate::read::{ReadError, decompress};
 use crate::store::{CheckpointError, Store};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -42,9 +43,14 @@ impl Store {
     /// Reads every file and checks every byte. Nothing is changed. Others may write and read meanwhile; garbage
     /// collection waits.
     pub fn verify(&self) -> Result<Verified, FileError> {
+        self.verify_watched(&Meter::default())
+    }
+
+    /// The same, which has `meter` say how far it is: packs count, as nearly all is in them.
+    pub fn verify_watched(&self, meter: &Meter) -> Result<Verified, FileError> {
         let directory = &self.inner.directory;
         let _lock = StoreLock::shared(directory)?;
-        let mut verify = Verify { directory, found: Verified::default() };
+        let mut verify = Verify { directory, meter, found: Verified::default() };
         let checkpoints = verify.checkpoints()?;
         // Without its mark, nobody can open the store.
         if let Err(error) = Directory::open(directory.root()) {
@@ -89,6 +95,7 @@ impl Store {
 
 struct Verify<'s> {
     directory: &'s Directory,
+    meter: &'s Meter,
     found: Verified,
 }
 
@@ -159,7 +166,9 @@ impl Verify<'_> {
 
     fn packs(&mut self) -> Result<Packs, FileError> {
         let mut packs = Packs::default();
-        for id in self.directory.list_packs()? {
+        let ids = self.directory.list_packs()?;
+        self.meter.expect(ids.len());
+        for id in ids {
             match read(&self.directory.pack(id)) {
                 Ok(file) => {
                     self.found.packs += 1;
@@ -171,6 +180,7 @@ impl Verify<'_> {
                 }
                 Err(error) => return Err(error),
             }
+            self.meter.one_more();
         }
         self.found.chunks = packs.chunks;
         Ok(packs)

@@ -72,7 +72,9 @@ mod tests {
         let layer = |at: u64| ManifestId(*blake3::hash(&at.to_le_bytes()).as_bytes());
         let noted: Vec<_> = (0..1000).rev().map(|page| page * 9..page * 9 + 1).collect();
         store.note_working_set(layer(0), &noted).unwrap();
-        let passed = |at| store.pass_on_working_set(layer(at), layer(at + 1)).map(|()| store.working_set(layer(at + 1)).unwrap());
+        let passed = |at| {
+            store.pass_on_working_set(layer(at), layer(at + 1)).map(|()| store.working_set(layer(at + 1)).unwrap())
+        };
         let first = passed(0).unwrap();
         assert!((800..950).contains(&first.len()), "{} of 1000", first.len());
         assert!(first.iter().is_sorted_by_key(|run| std::cmp::Reverse(run.start)), "in their order");

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Pages, assert_memory, checkpoint, files, numbered, publish, temporary, write};
-use pando_store::{Damage, Kind, PAGE_BYTES, ReadError, Store};
+use pando_store::{Damage, Kind, Meter, PAGE_BYTES, ReadError, Store};
 use std::error::Error;
 use std::fs;
 use std::io::Read;
@@ -58,7 +58,10 @@ fn read_all(directory: &Path) -> bool {
 #[test]
 fn every_flipped_bit_is_found_and_no_reader_gives_wrong_bytes() {
     let (directory, store) = sample();
-    assert_eq!(store.verify().unwrap().damage, []);
+    let meter = Meter::default();
+    let verified = store.verify_watched(&meter).unwrap();
+    assert_eq!(verified.damage, []);
+    assert_eq!(meter.read(), (verified.packs as u64, verified.packs as u64));
     let mut flipped = 0;
     for path in all_files(directory.path()) {
         let good = fs::read(&path).unwrap();

@@ -372,6 +372,15 @@ pub struct Pulled {
     pub here: u64,
 }
 
+/// How far long work is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Progress {
+    /// Files that are done.
+    pub done: u64,
+    /// Files that there are, of at most 16 MiB each; 0 before that is known.
+    pub files: u64,
+}
+
 /// What was taken back of the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Collected {

@@ -1,8 +1,14 @@
 //! checkpoint, and run --from.
 
 use crate::daemon::Daemon;
+use crate::exec::terminal;
 use crate::pando::{Outcome, is, run, wait, with};
 use serde_json::{Value, json};
+use std::fs::File;
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
 
 fn checkpoint(state: &str, problem: Value) -> String {
     json!({
@@ -115,6 +121,39 @@ fn a_push_sends_the_keys_of_the_environment_and_tells_what_was_sent() {
     ];
     assert_eq!(bodies.collect::<Vec<_>>(), expected);
     assert_eq!(daemon.asked_for(), ["POST /checkpoints/warm/push"; 3]);
+}
+
+#[test]
+fn a_terminal_shows_how_far_a_push_is() {
+    let looked = AtomicBool::new(false);
+    let daemon = Daemon::new(move |what, _| {
+        if what.starts_with("GET /progress/") {
+            looked.store(true, Relaxed);
+            return (200, json!({"done": 3, "files": 8}).to_string());
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !looked.load(Relaxed) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
+        thread::sleep(Duration::from_millis(100)); // For what was answered to be shown.
+        (200, json!({"sent": 3, "sent_bytes": 2048, "there": 5}).to_string())
+    });
+    let (ours, theirs) = terminal();
+    let shown = thread::spawn(move || {
+        let mut shown = Vec::new();
+        // It ends with an error, when the program has ended.
+        let _ = File::from(ours).read_to_end(&mut shown);
+        String::from_utf8_lossy(&shown).into_owned()
+    });
+    let mut push = with(&daemon, &["checkpoint", "push", "warm", "s3://team/pando"]);
+    let child = push.envs(KEYS).env("TERM", "xterm").stderr(theirs).spawn().unwrap();
+    drop(push); // It has the terminal's other end.
+    assert_eq!(wait(child).stdout, "2 KiB sent in 3 files, 5 were there\n");
+    let shown = shown.join().unwrap();
+    assert!(shown.contains("pushing") && shown.contains("3/8 files"), "{shown:?}");
+    let asked = daemon.asked_for();
+    let name = asked[0].strip_prefix("GET /progress/").unwrap();
+    assert_eq!(asked.last().unwrap(), &format!("POST /checkpoints/warm/push?progress={name}"));
 }
 
 #[test]

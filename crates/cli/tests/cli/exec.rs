@@ -107,7 +107,7 @@ fn without_a_terminal_here_a_terminal_there_still_works() {
 }
 
 /// A terminal: our end, and the program's.
-fn terminal() -> (OwnedFd, OwnedFd) {
+pub(crate) fn terminal() -> (OwnedFd, OwnedFd) {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&ours).unwrap();
     unlockpt(&ours).unwrap();

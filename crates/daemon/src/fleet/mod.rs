@@ -19,6 +19,7 @@ mod learn; // what children of a VM write first
 mod life; // pause, resume, stop, kill, remove
 mod logs; // what a VM wrote to its console
 mod names; // possible names, made-up names
+mod progress; // how far long work is
 mod presence; // who is in a VM, and the door that is closed while it falls asleep
 mod room; // whether the host has memory
 mod settings; // how this daemon is set
@@ -43,6 +44,7 @@ use guest::Guests;
 use learn::Lessons;
 use pando_wire::api::{Event, Image, State, Vm};
 use presence::Presence;
+use progress::Watched;
 use settings::Board;
 use std::fs;
 use std::io;
@@ -76,6 +78,7 @@ struct Inner {
     foreign: Foreign,
     saves: Saves,
     uses: Uses,
+    watched: Watched,
     keep_seeds: Duration,
     shutdown: watch::Receiver<bool>,
     closing: watch::Receiver<bool>,
@@ -107,6 +110,7 @@ impl Fleet {
             foreign: Foreign::default(),
             saves: Saves::default(),
             uses: Uses::default(),
+            watched: Watched::default(),
             keep_seeds: config.keep_seeds,
             shutdown,
             closing,

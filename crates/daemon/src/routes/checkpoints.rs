@@ -9,8 +9,8 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use pando_wire::api::{
-    BucketRunRequest, Checkpoint, CheckpointRequest, CheckpointRunReport, Collected, Error, ForkRequest, PullRequest,
-    Pulled, PushRequest, Pushed, Verified,
+    BucketRunRequest, Checkpoint, CheckpointRequest, CheckpointRunReport, Collected, Error, ForkRequest, Progress,
+    PullRequest, Pulled, PushRequest, Pushed, Verified,
 };
 use serde::Deserialize;
 use std::convert::Infallible;
@@ -143,12 +143,21 @@ pub(super) async fn import(
     Ok(Json(checkpoint?))
 }
 
+/// What comes with work that takes long.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Watcher {
+    /// What its progress is called while it goes on: a name that nobody else thinks of.
+    progress: Option<String>,
+}
+
 /// Send a checkpoint that is stored to a bucket: what the daemon knows of it, and all that it needs of the store, but not
 /// the image. What is there is not sent again. It is offered there when all of it is there; a client that goes away ends it.
 #[utoipa::path(
     post,
     path = "/checkpoints/{name}/push",
-    params(("name" = String, Path, description = "Its name or id")),
+    params(("name" = String, Path, description = "Its name or id"), Watcher),
     request_body = PushRequest,
     responses(
         (status = 200, body = Pushed),
@@ -162,9 +171,10 @@ pub(super) async fn import(
 pub(super) async fn push(
     State(fleet): State<Fleet>,
     Name(name): Name,
+    Options(watcher): Options<Watcher>,
     Body(request): Body<PushRequest>,
 ) -> Result<Json<Pushed>, Failure> {
-    Ok(Json(fleet.push_checkpoint(&name, request).await?))
+    Ok(Json(fleet.push_checkpoint(&name, request, watcher.progress).await?))
 }
 
 /// Fetch a checkpoint from a bucket. Every byte is checked, and what is here is not fetched again. It is here in full then,
@@ -172,6 +182,7 @@ pub(super) async fn push(
 #[utoipa::path(
     post,
     path = "/store/pull",
+    params(Watcher),
     request_body = PullRequest,
     responses(
         (status = 200, body = Pulled),
@@ -184,12 +195,13 @@ pub(super) async fn push(
 )]
 pub(super) async fn pull(
     State(fleet): State<Fleet>,
+    Options(watcher): Options<Watcher>,
     Body(request): Body<PullRequest>,
 ) -> Result<Json<Pulled>, Failure> {
     // Dropped with this future, when the client goes away.
     let (_asking, gone) = oneshot::channel::<Infallible>();
     let gone = async move { drop(gone.await) };
-    to_its_end(async move { fleet.pull_checkpoint(request, gone).await }).await.map(Json)
+    to_its_end(async move { fleet.pull_checkpoint(request, watcher.progress, gone).await }).await.map(Json)
 }
 
 /// Run VMs from a checkpoint that stays in a bucket: their memory comes from there as they touch it, and then the rest. The
@@ -229,8 +241,24 @@ pub(super) async fn collect(State(fleet): State<Fleet>) -> Result<Json<Collected
 #[utoipa::path(
     post,
     path = "/store/verify",
+    params(Watcher),
     responses((status = 200, body = Verified), (status = 500, body = Error, description = "The store cannot be read"))
 )]
-pub(super) async fn verify(State(fleet): State<Fleet>) -> Result<Json<Verified>, Failure> {
-    Ok(Json(fleet.verify().await?))
+pub(super) async fn verify(
+    State(fleet): State<Fleet>,
+    Options(watcher): Options<Watcher>,
+) -> Result<Json<Verified>, Failure> {
+    Ok(Json(fleet.verify(watcher.progress).await?))
+}
+
+/// How far a push, a pull or a reading of the store is that goes on.
+#[utoipa::path(
+    get,
+    path = "/progress/{name}",
+    params(("name" = String, Path, description = "What it was called when it was asked for")),
+    responses((status = 200, body = Progress), (status = 404, body = Error, description = "Nothing of that name goes on"))
+)]
+pub(super) async fn progress(State(fleet): State<Fleet>, Name(name): Name) -> Result<Json<Progress>, Failure> {
+    let (done, files) = fleet.progress(&name).ok_or_else(Failure::no_progress)?;
+    Ok(Json(Progress { done, files }))
 }

@@ -41,6 +41,10 @@ impl Failure {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "the route has no such method")
     }
 
+    pub(super) fn no_progress() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "nothing of that name goes on")
+    }
+
     pub(super) fn cut_short() -> Self {
         FleetError::CutShort.into()
     }

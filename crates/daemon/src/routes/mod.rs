@@ -64,6 +64,7 @@ fn of_fleet() -> OpenApiRouter<Fleet> {
         .routes(routes!(checkpoints::run_from_bucket))
         .routes(routes!(checkpoints::collect))
         .routes(routes!(checkpoints::verify))
+        .routes(routes!(checkpoints::progress))
         .routes(routes!(events::list))
         .routes(routes!(settings::list))
         .routes(routes!(settings::get, settings::set, settings::unset));

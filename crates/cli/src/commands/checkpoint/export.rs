@@ -3,7 +3,7 @@
 use crate::client::{Client, segment};
 use crate::context::Context;
 use crate::failure::{Failure, USAGE};
-use crate::{complete, out, parse};
+use crate::{complete, out, parse, progress};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -48,8 +48,11 @@ pub(super) async fn run(args: Args, _: &Context) -> Result<ExitCode, Failure> {
 /// Has the daemon's answer, as it comes, written by `write`.
 async fn receive(path: &str, mut write: impl FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
     let mut stream = Client::open().await?.stream(path).await?;
+    let bar = progress::bytes("exporting", None);
     while let Some(bytes) = stream.next().await? {
         write(&bytes)?;
+        bar.inc(bytes.len() as u64);
     }
+    bar.finish_and_clear();
     Ok(())
 }

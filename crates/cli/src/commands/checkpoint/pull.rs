@@ -4,7 +4,7 @@ use super::bucket;
 use crate::client::Client;
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::{out, parse, render};
+use crate::{out, parse, progress, render};
 use pando_wire::api::{PullRequest, Pulled};
 use std::process::ExitCode;
 
@@ -35,7 +35,11 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let bucket = args.options.bucket(args.url)?;
     let request = PullRequest { bucket, checkpoint: args.checkpoint, name: args.name };
-    let body = Client::open().await?.post_json("/store/pull", &request).await?;
+    let client = Client::open().await?;
+    let body = progress::watch(&client, "pulling", async |query| {
+        client.post_json(&format!("/store/pull{query}"), &request).await
+    });
+    let body = body.await?;
     if context.json() {
         out::json(&body)?;
         return Ok(ExitCode::SUCCESS);

@@ -4,7 +4,7 @@ use super::bucket;
 use crate::client::{Client, segment};
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::{complete, out, parse, render};
+use crate::{complete, out, parse, progress, render};
 use pando_wire::api::{PushRequest, Pushed};
 use std::process::ExitCode;
 
@@ -32,7 +32,10 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let request = PushRequest { bucket: args.options.bucket(args.url)? };
     let path = format!("/checkpoints/{}/push", segment(&args.checkpoint));
-    let body = Client::open().await?.post_json(&path, &request).await?;
+    let client = Client::open().await?;
+    let body =
+        progress::watch(&client, "pushing", async |query| client.post_json(&format!("{path}{query}"), &request).await);
+    let body = body.await?;
     if context.json() {
         out::json(&body)?;
         return Ok(ExitCode::SUCCESS);

@@ -3,7 +3,7 @@
 use crate::client::Client;
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::{out, render};
+use crate::{out, progress, render};
 use pando_wire::api::{Damage, Verified};
 use std::process::ExitCode;
 
@@ -15,7 +15,9 @@ use std::process::ExitCode;
 pub(super) struct Args {}
 
 pub(super) async fn run(_: Args, context: &Context) -> Result<ExitCode, Failure> {
-    let body = Client::open().await?.post("/store/verify").await?;
+    let client = Client::open().await?;
+    let body = progress::watch(&client, "reading", async |query| client.post(&format!("/store/verify{query}")).await);
+    let body = body.await?;
     let verified: Verified = body.read()?;
     if context.json() {
         out::json(&body)?;

@@ -11,17 +11,18 @@ use pando_wire::api::{PullRequest, Pulled};
 
 impl Fleet {
     /// Fetches a checkpoint, under its own name or another one, unless `gone` comes first. It is here in full then, or not
-    /// at all; what was fetched of one that did not come is garbage in the store.
+    /// at all; what was fetched of one that did not come is garbage in the store. `watcher` is what its progress is called.
     pub(crate) async fn pull_checkpoint(
         &self,
         request: PullRequest,
+        watcher: Option<String>,
         gone: impl Future<Output = ()> + Send,
     ) -> Result<Pulled, FleetError> {
         let PullRequest { bucket, checkpoint: wanted, name } = request;
         name.iter().chain((!is_id(&wanted)).then_some(&wanted)).try_for_each(|name| names::check(name))?;
         tokio::pin!(gone);
         let failed = bucket::failed("pull", &wanted);
-        let bucket = bucket::open(bucket, failed.clone()).await?;
+        let bucket = bucket::open(bucket, failed.clone()).await?.watched_by(self.meter(watcher));
         let described = tokio::select! {
             found = find(&bucket, &wanted) => found.map_err(&failed)?,
             () = &mut gone => return Err(FleetError::Abandoned),

@@ -9,14 +9,20 @@ use pando_wire::api::{PushRequest, Pushed};
 
 impl Fleet {
     /// Sends a checkpoint that is stored. May be dropped meanwhile: what was sent is not sent again the next time, and the
-    /// checkpoint is offered when all of it is there. It may be removed meanwhile, too.
-    pub(crate) async fn push_checkpoint(&self, name: &str, request: PushRequest) -> Result<Pushed, FleetError> {
+    /// checkpoint is offered when all of it is there. It may be removed meanwhile, too. `watcher` is what its progress is
+    /// called.
+    pub(crate) async fn push_checkpoint(
+        &self,
+        name: &str,
+        request: PushRequest,
+        watcher: Option<String>,
+    ) -> Result<Pushed, FleetError> {
         let checkpoint = self.find_checkpoint(name).await?;
         if self.kept(&checkpoint.id).await? != Kept::Whole {
             return Err(FleetError::Unstored { name: checkpoint.name, wanted: "push" });
         }
         let failed = bucket::failed("push", &checkpoint.name);
-        let bucket = bucket::open(request.bucket, failed.clone()).await?;
+        let bucket = bucket::open(request.bucket, failed.clone()).await?.watched_by(self.meter(watcher));
         let store = self.with_store(|store| Ok(store.clone())).await?;
         let description = Description::of(checkpoint);
         let bytes = description.write().map_err(cannot("describe the checkpoint"))?;

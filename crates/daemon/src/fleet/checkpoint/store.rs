@@ -93,12 +93,13 @@ impl Fleet {
         .await
     }
 
-    /// Reads all of the store and checks every byte.
-    pub(crate) async fn verify(&self) -> Result<Verified, FleetError> {
+    /// Reads all of the store and checks every byte. `watcher` is what its progress is called.
+    pub(crate) async fn verify(&self, watcher: Option<String>) -> Result<Verified, FleetError> {
+        let meter = self.meter(watcher);
         let checkpoints = self.0.db.checkpoints().await?;
         let names: HashMap<_, _> = checkpoints.into_iter().map(|checkpoint| (checkpoint.id, checkpoint.name)).collect();
         self.with_store(move |store| {
-            let verified = store.verify().map_err(cannot("read the store"))?;
+            let verified = store.verify_watched(&meter).map_err(cannot("read the store"))?;
             let damage = verified.damage.into_iter().map(|damage| Damage {
                 path: damage.path.display().to_string(),
                 problem: damage.problem,

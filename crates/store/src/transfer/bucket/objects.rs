@@ -7,6 +7,7 @@ use crate::format::{
     FileKind, FormatError, HEADER_BYTES, MAX_PACK_BYTES, PackIndex, index_bytes, read_index, seal, unseal,
 };
 use crate::id::PackId;
+use crate::meter::Meter;
 use crate::transfer::file::MAX_OTHER_BYTES;
 use crate::transfer::intake::IntakeError;
 use crate::transfer::names::Name;
@@ -17,6 +18,7 @@ use object_store::{
     BackoffConfig, ClientOptions, Error, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig,
 };
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How much of a pack is read at first, in bytes: its index is seldom longer, and a longer read takes no longer.
@@ -30,8 +32,9 @@ const BACKOFF: BackoffConfig =
 /// A bucket with checkpoints, or for some. Cloning is cheap.
 #[derive(Clone)]
 pub struct Bucket {
-    objects: std::sync::Arc<AmazonS3>,
+    objects: Arc<AmazonS3>,
     spec: BucketSpec,
+    pub(super) meter: Arc<Meter>,
     /// As it is called in messages.
     pub(super) name: String,
 }
@@ -80,7 +83,13 @@ impl Bucket {
             source: said(spec, &source),
         };
         let objects = builder.build().map_err(unusable)?;
-        Ok(Self { objects: std::sync::Arc::new(objects), spec: spec.clone(), name })
+        Ok(Self { objects: Arc::new(objects), spec: spec.clone(), meter: Arc::default(), name })
+    }
+
+    /// The same, which has `meter` say how far a push or a fetch is.
+    #[must_use]
+    pub fn watched_by(self, meter: Arc<Meter>) -> Self {
+        Self { meter, ..self }
     }
 
     /// The same, with connections of its own.

@@ -52,10 +52,13 @@ impl Bucket {
         let stored = self.stored_checkpoint(checkpoint).await?;
         let here = store.clone();
         let intake = Arc::new(blocking(move || Intake::begin(&here)).await??);
-        let pulled = stream::iter(needs(&stored))
+        let needs = needs(&stored);
+        self.meter.expect(needs.len());
+        let pulled = stream::iter(needs)
             .map(|name| self.pull_file(&intake, name, checkpoint))
             .buffer_unordered(AT_ONCE)
             .try_fold(Pulled::default(), |sum, fetched| async move {
+                self.meter.one_more();
                 Ok(match fetched {
                     Some(len) => Pulled { fetched: sum.fetched + 1, bytes: sum.bytes + len, ..sum },
                     None => Pulled { here: sum.here + 1, ..sum },

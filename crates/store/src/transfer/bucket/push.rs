@@ -43,10 +43,13 @@ impl Bucket {
                 }
             }
         }
-        let pushed = stream::iter(needs(&outgoing.stored))
+        let needs = needs(&outgoing.stored);
+        self.meter.expect(needs.len());
+        let pushed = stream::iter(needs)
             .map(|name| self.push_file(outgoing.clone(), name))
             .buffer_unordered(AT_ONCE)
             .try_fold(Pushed::default(), |sum, sent| async move {
+                self.meter.one_more();
                 Ok(match sent {
                     Some(len) => Pushed { sent: sum.sent + 1, bytes: sum.bytes + len, ..sum },
                     None => Pushed { there: sum.there + 1, ..sum },
