@@ -232,6 +232,7 @@ impl Fleet {
     /// Ends and removes a VM that did not come to life, as far as that is possible.
     pub(super) async fn discard(&self, record: &Record) {
         let id = &record.id;
+        self.log_last_seen(record).await;
         if self.0.supervisor.kill(id).await.is_none() {
             self.0.supervisor.end_unknown(id).await;
         }

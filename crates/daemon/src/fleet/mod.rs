@@ -14,6 +14,7 @@ mod foreign; // VMs of another build
 mod fork; // one VM becomes many
 mod guest; // kernel and initramfs
 mod idle; // VMs that nobody uses hibernate
+mod last_seen; // what did not come to life
 mod launch; // a monitor is told what to be
 mod learn; // what children of a VM write first
 mod life; // pause, resume, stop, kill, remove
