@@ -20,6 +20,7 @@ proptest! {
         disk in btree_map(0u64..300, 0u64..6, 0..80),
         chunk_pages in 1u32..=64,
         pack_bytes in 4usize << 10..64 << 10,
+        run in (0u64..=300, 0u64..=300),
     ) {
         let directory = temporary();
         let store = Store::create(directory.path()).unwrap();
@@ -42,6 +43,18 @@ proptest! {
             prop_assert_eq!(layer.read_page(at, &mut bytes).unwrap(), expected);
             prop_assert!(bytes == page(disk.get(&at).copied().unwrap_or(0)));
         }
+        let run = run.0.min(run.1)..run.0.max(run.1);
+        let (mut at, mut read) = (run.start, Vec::new());
+        let each = |what, pages, bytes: &[u8]| {
+            (at..at + u64::from(pages)).for_each(|at| assert_eq!(layer.page(at).unwrap(), what));
+            at += u64::from(pages);
+            read.extend_from_slice(bytes);
+        };
+        layer.read_pages(run.clone(), each).unwrap();
+        let data: Vec<u8> = disk.range(run.clone()).filter(|(_, of)| **of > 0).flat_map(|(_, of)| page(*of)).collect();
+        prop_assert!((at, read) == (run.end, data));
+        let is_refused = matches!(layer.read_pages(run.start..301, |_, _, _| ()), Err(ReadError::Range { page: 300, .. }));
+        prop_assert!(is_refused, "behind the end");
     }
 
     #[test]

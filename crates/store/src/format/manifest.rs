@@ -74,6 +74,20 @@ impl Span {
     pub fn raw_len(&self) -> usize {
         self.data.count_ones() as usize * PAGE_BYTES
     }
+
+    /// What the layer says about one of the pages, counted from the first.
+    pub(crate) fn page(&self, bit: u32) -> Page {
+        match (self.held >> bit & 1, self.data >> bit & 1) {
+            (_, 1) => Page::Data,
+            (1, _) => Page::Zero,
+            _ => Page::Absent,
+        }
+    }
+
+    /// How many bytes of the chunk are of pages before that one.
+    pub(crate) fn data_before(&self, bit: u32) -> usize {
+        (self.data & ((1 << bit) - 1)).count_ones() as usize * PAGE_BYTES
+    }
 }
 
 /// A layer, without its pages' bytes.
@@ -124,15 +138,12 @@ impl Manifest {
         if page >= self.pages {
             return None;
         }
-        let (index, bit) = (page / u64::from(self.chunk_pages), 1u64 << (page % u64::from(self.chunk_pages)));
+        let (index, bit) = (page / u64::from(self.chunk_pages), (page % u64::from(self.chunk_pages)) as u32);
         let span = self.spans.binary_search_by_key(&index, |span| span.index).ok().map(|at| &self.spans[at]);
-        Some(match span {
-            Some(span) if span.data & bit != 0 => {
-                let before = (span.data & (bit - 1)).count_ones() as usize;
-                (Page::Data, Some((span, before * PAGE_BYTES)))
-            }
-            Some(span) if span.held & bit != 0 => (Page::Zero, None),
-            _ => (Page::Absent, None),
+        Some(match span.map(|span| (span, span.page(bit))) {
+            Some((span, Page::Data)) => (Page::Data, Some((span, span.data_before(bit)))),
+            Some((_, what)) => (what, None),
+            None => (Page::Absent, None),
         })
     }
 

@@ -7,6 +7,7 @@ use crate::format::{InChunk, Kind, Manifest, PAGE_BYTES, Page, Span};
 use crate::id::{ChunkId, ManifestId, PackId};
 use crate::local::Place;
 use crate::store::Inner;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A layer of a checkpoint, ready to be read by any number of threads. While it exists, nothing of it is collected.
@@ -68,6 +69,49 @@ impl Layer {
             }
         }
         Ok(what)
+    }
+
+    /// Reads pages that follow each other: a chunk is looked up once, however many of them are in it. `each` is given runs
+    /// of them, in their order: what they are, how many, and their bytes, which only [`Page::Data`] has.
+    pub fn read_pages(&self, pages: Range<u64>, mut each: impl FnMut(Page, u32, &[u8])) -> Result<(), ReadError> {
+        if pages.end > self.pages() {
+            return Err(ReadError::Range { page: pages.end - 1, pages: self.pages() });
+        }
+        let chunk_pages = u64::from(self.manifest.chunk_pages());
+        let mut page = pages.start;
+        while page < pages.end {
+            let first = page - page % chunk_pages;
+            let end = pages.end.min(first + chunk_pages);
+            match self.span_of(page) {
+                None => each(Page::Absent, (end - page) as u32, &[]),
+                Some(span) => self.read_in_span(span, (page - first) as u32..(end - first) as u32, &mut each)?,
+            }
+            page = end;
+        }
+        Ok(())
+    }
+
+    /// The same for pages of one span, counted from its first.
+    fn read_in_span(
+        &self,
+        span: &Span,
+        bits: Range<u32>,
+        each: &mut impl FnMut(Page, u32, &[u8]),
+    ) -> Result<(), ReadError> {
+        let has_data = bits.clone().any(|bit| span.page(bit) == Page::Data);
+        let chunk = if has_data { self.read_span(span)? } else { Arc::from([]) };
+        let mut bit = bits.start;
+        while bit < bits.end {
+            let what = span.page(bit);
+            let run = (bit..bits.end).take_while(|bit| span.page(*bit) == what).count() as u32;
+            match what {
+                // `read_span` has refused any other length than the span's.
+                Page::Data => each(what, run, &chunk[span.data_before(bit)..][..run as usize * PAGE_BYTES]),
+                Page::Absent | Page::Zero => each(what, run, &[]),
+            }
+            bit += run;
+        }
+        Ok(())
     }
 
     /// Reads all pages of a span that have data, one after the other; no bytes where none has.

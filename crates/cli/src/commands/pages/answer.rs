@@ -94,27 +94,26 @@ impl Served {
 
     fn memory(&self, first: u32, pages: u32, bytes: &mut Vec<u8>) -> Result<Answer, ReadError> {
         let mut runs: Vec<Run> = Vec::new();
-        for page in (u64::from(first)..).take(pages.min(MAX_PAGES) as usize) {
-            let is_data = read(&self.memory, page, bytes)? == Page::Data;
+        self.memory.read_pages(range((first, pages.min(MAX_PAGES))), |what, pages, data| {
+            bytes.extend_from_slice(data);
+            let is_data = what == Page::Data;
             match runs.last_mut().filter(|run| run.is_data == is_data) {
-                Some(run) => run.pages += 1,
-                None => runs.push(Run { pages: 1, is_data }),
+                Some(run) => run.pages += pages,
+                None => runs.push(Run { pages, is_data }),
             }
-        }
+        })?;
         Ok(Answer::Pages(runs))
     }
 
     fn disk(&self, first: u64, bytes: &mut Vec<u8>) -> Result<Answer, ReadError> {
         let Some(first) = next_held(&self.disk, first) else { return Ok(Answer::Blocks(first, 0)) };
-        let mut blocks = 0;
-        while blocks < MAX_PAGES_AT_ONCE && first + u64::from(blocks) < self.disk.pages() {
-            match read(&self.disk, first + u64::from(blocks), bytes)? {
-                Page::Absent => break,
-                Page::Zero => bytes.resize(bytes.len() + PAGE_BYTES, 0),
-                Page::Data => (),
-            }
-            blocks += 1;
-        }
+        let most = (first + u64::from(MAX_PAGES_AT_ONCE)).min(self.disk.pages());
+        let is_held = |block: &u64| self.disk.page(*block).is_ok_and(|what| what != Page::Absent);
+        let blocks = (first..most).take_while(is_held).count() as u32;
+        self.disk.read_pages(first..first + u64::from(blocks), |what, blocks, data| match what {
+            Page::Data => bytes.extend_from_slice(data),
+            Page::Zero | Page::Absent => bytes.resize(bytes.len() + blocks as usize * PAGE_BYTES, 0),
+        })?;
         Ok(Answer::Blocks(first, blocks))
     }
 
@@ -133,16 +132,6 @@ fn attach(store: &Store, name: &str, remote: Remote) -> Result<OpenCheckpoint, F
     let Remote { bucket, cache_bytes } = remote;
     let spec = BucketSpec { timeout: BUCKET_TIMEOUT, patience: BUCKET_PATIENCE, ..bucket_spec(bucket)? };
     Ok(store.attach_as_cache(&Bucket::new(&spec)?, name, cache_bytes)?)
-}
-
-/// Adds the bytes of a page, if it has any.
-fn read(layer: &Layer, page: u64, bytes: &mut Vec<u8>) -> Result<Page, ReadError> {
-    let mut buffer = [0; PAGE_BYTES];
-    let what = layer.read_page(page, &mut buffer)?;
-    if what == Page::Data {
-        bytes.extend_from_slice(&buffer);
-    }
-    Ok(what)
 }
 
 /// The first page at or behind `from` that a layer says something about.
