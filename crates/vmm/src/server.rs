@@ -81,14 +81,28 @@ impl PageSource for Source {
     }
 
     fn fetch(&self, wanted: &Wanted, fetched: &mut Fetched) -> Result<(), FetchError> {
+        self.fetch_each(std::slice::from_ref(wanted), fetched, &mut |_| ())
+    }
+
+    fn fetch_each(
+        &self,
+        wanted: &[Wanted],
+        fetched: &mut Fetched,
+        arrived: &mut dyn FnMut(&mut Fetched),
+    ) -> Result<(), FetchError> {
         let lost = |error: AskError| FetchError::Final(error.into());
-        let mut client = self.0.lane(wanted.is_urgent);
-        let runs = client.memory(wanted.pages.start, wanted.pages.len() as u32).map_err(lost)?;
-        for run in runs {
-            match run.is_data {
-                true => client.read(fetched.data(run.pages)?).map_err(lost)?,
-                false => fetched.zeroes(run.pages)?,
+        let mut client = self.0.lane(wanted.iter().any(|wanted| wanted.is_urgent));
+        let pages = |wanted: &Wanted| wanted.pages.len() as u32;
+        let runs: Vec<_> = wanted.iter().map(|wanted| (wanted.pages.start, pages(wanted))).collect();
+        client.memory(&runs).map_err(lost)?;
+        for wanted in wanted {
+            for run in client.pages(pages(wanted)).map_err(lost)? {
+                match run.is_data {
+                    true => client.read(fetched.data(run.pages)?).map_err(lost)?,
+                    false => fetched.zeroes(run.pages)?,
+                }
             }
+            arrived(fetched);
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Monitor ↔ page server: a VM that was saved, and whose memory comes as it is touched.
 //!
-//! A monitor has [several connections](crate::control::PAGES_CONNECTIONS), each of which carries a request and its answer
-//! in turn: [frames](crate::frame), some with bytes behind them. Monitor and server are started by one daemon and one
+//! A monitor has [several connections](crate::control::PAGES_CONNECTIONS), each of which carries a request and what answers
+//! it in turn: [frames](crate::frame), some with bytes behind them. Monitor and server are started by one daemon and one
 //! build, so there is no version here.
 
 use crate::api::Bucket;
@@ -48,8 +48,9 @@ pub const fn urgent(connections: usize) -> usize {
 pub enum Ask {
     /// What there is. Answer: [`Answer::Described`].
     Describe,
-    /// So many pages of RAM, at most [`MAX_PAGES`], from the first on. Answer: [`Answer::Pages`].
-    Memory(u32, u32),
+    /// Runs of pages of RAM, `(first, pages)`, at most [`MAX_PAGES`] together. Answers: [`Answer::Pages`] for each of them,
+    /// in their order, as soon as it can be given; behind another answer comes none.
+    Memory(Vec<(u32, u32)>),
     /// The next blocks of the disk that are not what the base says, at this one or behind. Answer: [`Answer::Blocks`].
     Disk(u64),
     /// The pages that the guest waited for, in this order: runs `(first, pages)`. Answer: [`Answer::Noted`].
@@ -145,9 +146,15 @@ impl<S: Read + Write> Client<S> {
         Ok((description, state))
     }
 
-    /// Pages of RAM: exactly so many, in runs. The bytes of each run that has some are then to be [read](Client::read).
-    pub fn memory(&mut self, first: u32, pages: u32) -> Result<Vec<Run>, AskError> {
-        let Answer::Pages(runs) = self.ask(&Ask::Memory(first, pages))? else { return Err(AskError::Answer) };
+    /// Asks for runs of pages of RAM. What answers is then to be read: [`pages`](Client::pages) for each of them.
+    pub fn memory(&mut self, runs: &[(u32, u32)]) -> Result<(), AskError> {
+        Ok(frame::write(&mut self.0, &Ask::Memory(runs.to_vec()))?)
+    }
+
+    /// The next run of pages that was asked for, which are so many: of what kind they are. The bytes of each run that has
+    /// some are then to be [read](Client::read).
+    pub fn pages(&mut self, pages: u32) -> Result<Vec<Run>, AskError> {
+        let Answer::Pages(runs) = self.answer()? else { return Err(AskError::Answer) };
         let got = runs.iter().try_fold(0u32, |got, run| got.checked_add(run.pages));
         if got != Some(pages) {
             return Err(AskError::Answer);
@@ -182,6 +189,10 @@ impl<S: Read + Write> Client<S> {
 
     fn ask(&mut self, ask: &Ask) -> Result<Answer, AskError> {
         frame::write(&mut self.0, ask)?;
+        self.answer()
+    }
+
+    fn answer(&mut self) -> Result<Answer, AskError> {
         match frame::read(&mut self.0)? {
             Some(Answer::Lost(chain)) => Err(AskError::Lost(chain)),
             Some(answer) => Ok(answer),
@@ -231,7 +242,8 @@ mod tests {
         let runs = vec![Run { pages: 2, is_data: false }, Run { pages: 1, is_data: true }];
         let mut client = saying(&Answer::Pages(runs.clone()), &[7; PAGE_BYTES]);
         let mut page = [0; PAGE_BYTES];
-        assert_eq!(client.memory(5, 3).unwrap(), runs);
+        client.memory(&[(5, 3)]).unwrap();
+        assert_eq!(client.pages(3).unwrap(), runs);
         client.read(&mut page).unwrap();
         assert_eq!(page, [7; PAGE_BYTES]);
         let mut bytes = Vec::new();
@@ -245,7 +257,7 @@ mod tests {
     fn an_answer_that_cannot_be_is_refused_before_anything_is_believed() {
         let run = |pages| Run { pages, is_data: true };
         for runs in [vec![], vec![run(1)], vec![run(3)], vec![run(u32::MAX), run(3)]] {
-            assert!(matches!(saying(&Answer::Pages(runs), &[]).memory(0, 2), Err(AskError::Answer)));
+            assert!(matches!(saying(&Answer::Pages(runs), &[]).pages(2), Err(AskError::Answer)));
         }
         for described in [
             Description { state_bytes: u32::MAX, ..description() },
@@ -267,7 +279,7 @@ mod tests {
     fn a_server_that_is_gone_or_has_lost_pages_is_an_error() {
         let mut gone = Client::new(Says(Cursor::default()));
         assert!(matches!(gone.describe(), Err(AskError::Connection(_))));
-        let lost = saying(&Answer::Lost(vec!["no".into(), "because".into()]), &[]).memory(0, 1).unwrap_err();
+        let lost = saying(&Answer::Lost(vec!["no".into(), "because".into()]), &[]).pages(1).unwrap_err();
         assert_eq!(lost.to_string(), "no: because");
     }
 }

@@ -18,7 +18,9 @@ pub(crate) fn load(pando: &Path, store: &Path, checkpoint: &str) -> Result<u64, 
     let mut memory = vec![0; pages as usize * PAGE];
     for first in (0..pages).step_by(MAX_PAGES as usize) {
         let mut at = first as usize * PAGE;
-        for run in client.memory(first, MAX_PAGES.min(pages - first))? {
+        let pages = MAX_PAGES.min(pages - first);
+        client.memory(&[(first, pages)])?;
+        for run in client.pages(pages)? {
             let end = at + run.pages as usize * PAGE;
             if run.is_data {
                 client.read(&mut memory[at..end])?;

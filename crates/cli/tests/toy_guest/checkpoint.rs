@@ -267,7 +267,8 @@ impl Between {
 
 fn pass_asks(mut from: UnixStream, mut to: UnixStream, delay: Delay, is_slow: &AtomicBool) {
     while let Ok(Some(ask)) = frame::read::<Ask>(&mut from) {
-        let delay = if let Ask::Memory(first, pages) = ask { delay(first, pages) } else { Duration::ZERO };
+        let runs = if let Ask::Memory(runs) = &ask { runs.as_slice() } else { &[] };
+        let delay = runs.iter().map(|(first, pages)| delay(*first, *pages)).max().unwrap_or_default();
         let came = Instant::now();
         while is_slow.load(Ordering::SeqCst) && came.elapsed() < delay {
             thread::sleep(Duration::from_millis(1));

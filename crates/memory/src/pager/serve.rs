@@ -85,8 +85,11 @@ impl Shared {
                     _ => self.faults.notify_all(),
                 }
             }
-            let claimed = guarded.state.claim_fault(Instant::now());
-            let Some(claimed) = claimed.or_else(|| self.claim_ahead(&mut guarded)) else {
+            let since = Instant::now();
+            let fault = guarded.state.claim_fault(since);
+            let is_fault = fault.is_some();
+            let claimed = fault.map_or_else(|| self.claim_ahead(&mut guarded), |claimed| vec![claimed]);
+            if claimed.is_empty() {
                 self.fills.notify_all(); // What they gave way to may have come otherwise.
                 if guarded.is_listening {
                     guarded.idle += 1;
@@ -94,10 +97,13 @@ impl Shared {
                     guarded.idle -= 1;
                 }
                 continue;
-            };
+            }
             drop(guarded);
             self.bring(claimed, true, &mut fetched);
             guarded = self.lock();
+            if !is_fault {
+                guarded.state.came_ahead(since.elapsed());
+            }
         }
         self.faults.notify_all();
         drop(guarded);
@@ -106,9 +112,10 @@ impl Shared {
     }
 
     /// What is expected, for a thread that has no fault to answer, if there is still one for the next fault.
-    fn claim_ahead(&self, guarded: &mut Guarded) -> Option<Range<u32>> {
+    fn claim_ahead(&self, guarded: &mut Guarded) -> Vec<Range<u32>> {
         let most = self.tuning.fault_threads.max(FEWEST_FAULT_THREADS) - FOR_FAULTS;
-        if guarded.is_listening { guarded.state.claim_ahead(most as usize, Instant::now()) } else { None }
+        let most = if guarded.is_listening { most as usize } else { 0 };
+        guarded.state.claim_ahead(most, Instant::now())
     }
 
     /// Answers what needs no source, queues the rest, and sees whether the source still answers.
@@ -133,7 +140,7 @@ impl Shared {
             match guarded.state.claim_fill(Instant::now()) {
                 Some(claimed) => {
                     drop(guarded);
-                    self.bring(claimed, false, &mut fetched);
+                    self.bring(vec![claimed], false, &mut fetched);
                     guarded = self.lock();
                 }
                 None => guarded = wait(&self.fills, guarded),
@@ -141,44 +148,50 @@ impl Shared {
         }
     }
 
-    /// Fetches claimed pages and puts them there.
-    fn bring(&self, claimed: Range<u32>, is_urgent: bool, fetched: &mut Fetched) {
-        let wanted = Wanted { pages: claimed, is_urgent };
-        if let Err(error) = self.fetch(&wanted, fetched).and_then(|is_fetched| match is_fetched {
-            true => self.install(&wanted.pages, fetched),
-            false => Ok(()),
-        }) {
+    /// Fetches claimed runs of pages, and puts each there as soon as it has come.
+    fn bring(&self, claimed: Vec<Range<u32>>, is_urgent: bool, fetched: &mut Fetched) {
+        let wanted: Vec<_> = claimed.into_iter().map(|pages| Wanted { pages, is_urgent }).collect();
+        let (mut came, mut pause) = (0, FIRST_PAUSE);
+        while let Some(first) = wanted.get(came) {
+            fetched.begin(first.pages.clone());
+            let result = self.source.fetch_each(&wanted[came..], fetched, &mut |fetched| {
+                if let Some(arrived) = wanted.get(came) {
+                    self.take(&arrived.pages, fetched);
+                    came += 1;
+                }
+                fetched.begin(wanted.get(came).map_or(0..0, |next| next.pages.clone()));
+            });
+            let Some(Wanted { pages, .. }) = wanted.get(came) else { return };
+            let error = match result {
+                Ok(()) => PagerError::Lacking { pages: pages.clone(), lacking: fetched.lacking() },
+                Err(FetchError::Final(cause)) => PagerError::Lost { pages: pages.clone(), cause },
+                Err(FetchError::Transient(cause)) => match self.pause(pages, cause, pause) {
+                    true => {
+                        pause = LAST_PAUSE.min(pause * 2);
+                        continue;
+                    }
+                    false => return, // Nobody wants the pages any more.
+                },
+            };
+            return self.fail(&mut self.lock(), error);
+        }
+    }
+
+    /// Puts claimed pages there, if that is what has come.
+    fn take(&self, claimed: &Range<u32>, fetched: &Fetched) {
+        let installed = match fetched.lacking() {
+            0 => self.install(claimed, fetched),
+            lacking => Err(PagerError::Lacking { pages: claimed.clone(), lacking }),
+        };
+        if let Err(error) = installed {
             self.fail(&mut self.lock(), error);
         }
     }
 
-    /// Whether there is still somebody who wants the pages.
-    fn fetch(&self, wanted: &Wanted, fetched: &mut Fetched) -> Result<bool, PagerError> {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            fetched.begin(wanted.pages.clone());
-            match self.source.fetch(wanted, fetched) {
-                Ok(()) => match fetched.lacking() {
-                    0 => return Ok(true),
-                    lacking => return Err(PagerError::Lacking { pages: wanted.pages.clone(), lacking }),
-                },
-                Err(FetchError::Final(cause)) => {
-                    return Err(PagerError::Lost { pages: wanted.pages.clone(), cause });
-                }
-                Err(FetchError::Transient(cause)) => {
-                    if !self.pause(wanted, cause, pause) {
-                        return Ok(false);
-                    }
-                    pause = LAST_PAUSE.min(pause * 2);
-                }
-            }
-        }
-    }
-
     /// Waits before a fetch is tried again. Whether it is to be.
-    fn pause(&self, wanted: &Wanted, cause: SourceError, pause: Duration) -> bool {
+    fn pause(&self, claimed: &Range<u32>, cause: SourceError, pause: Duration) -> bool {
         let mut guarded = self.lock();
-        guarded.state.note_trouble(&wanted.pages, cause);
+        guarded.state.note_trouble(claimed, cause);
         let is_filling = |guarded: &mut Guarded| guarded.state.phase == Phase::Filling;
         let (guarded, timeout) =
             self.changed.wait_timeout_while(guarded, pause, is_filling).unwrap_or_else(PoisonError::into_inner);

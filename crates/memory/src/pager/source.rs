@@ -23,6 +23,22 @@ pub trait PageSource: Send + Sync {
 
     /// Puts all pages of `wanted` into `fetched`, in ascending order. What is left in there after an error is ignored.
     fn fetch(&self, wanted: &Wanted, fetched: &mut Fetched) -> Result<(), FetchError>;
+
+    /// The same for several requests, in their order, for a source that needs to be asked only once: as soon as the pages of
+    /// one are in `fetched` it calls `arrived`, which takes them out and has it ready for the next one's. After an error,
+    /// those that have not arrived are asked for again, or given up.
+    fn fetch_each(
+        &self,
+        wanted: &[Wanted],
+        fetched: &mut Fetched,
+        arrived: &mut dyn FnMut(&mut Fetched),
+    ) -> Result<(), FetchError> {
+        for wanted in wanted {
+            self.fetch(wanted, fetched)?;
+            arrived(fetched);
+        }
+        Ok(())
+    }
 }
 
 /// A request for pages.

@@ -1,5 +1,6 @@
 //! What a checkpoint answers.
 
+use super::serve::Answers;
 use crate::failure::Failure;
 use pando_daemon::bucket_spec;
 use pando_store::{
@@ -8,6 +9,7 @@ use pando_store::{
 use pando_wire::pages::{Answer, Ask, Description, MAX_EXPECTED, MAX_HELD, MAX_PAGES, Remote, Run};
 use pando_wire::saved::{MAX_PAGES_AT_ONCE, Machine};
 use std::error::Error;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -53,22 +55,17 @@ impl Served {
         Ok(Self { store, open, memory, disk, expected: Mutex::new(expected) })
     }
 
-    /// The answer, and the bytes behind it, which are left in `bytes`.
-    pub(super) fn answer(&self, ask: &Ask, bytes: &mut Vec<u8>) -> Answer {
-        bytes.clear();
-        let answer = match ask {
-            Ask::Describe => Ok(self.describe(bytes)),
-            Ask::Memory(first, pages) => self.memory(*first, *pages, bytes),
-            Ask::Disk(first) => self.disk(*first, bytes),
+    /// Gives the answers to a request.
+    pub(super) fn answer(&self, ask: &Ask, answers: &mut Answers<'_>) -> io::Result<()> {
+        match ask {
+            Ask::Describe => give(answers, |bytes| Ok(self.describe(bytes))).map(drop),
+            Ask::Memory(runs) => self.memory(runs, answers),
+            Ask::Disk(first) => give(answers, |bytes| self.disk(*first, bytes)).map(drop),
             Ask::Recorded(runs) => {
                 self.note(runs);
-                Ok(Answer::Noted)
+                answers.give(&Answer::Noted, &[])
             }
-        };
-        answer.unwrap_or_else(|error| {
-            bytes.clear();
-            Answer::Lost(chain(&error))
-        })
+        }
     }
 
     fn describe(&self, bytes: &mut Vec<u8>) -> Answer {
@@ -92,9 +89,22 @@ impl Served {
         })
     }
 
-    fn memory(&self, first: u32, pages: u32, bytes: &mut Vec<u8>) -> Result<Answer, ReadError> {
+    /// Each run as soon as it is read, and nothing behind one that is lost.
+    fn memory(&self, runs: &[(u32, u32)], answers: &mut Answers<'_>) -> io::Result<()> {
+        let mut left = MAX_PAGES;
+        for (first, pages) in runs {
+            let pages = left.min(*pages);
+            left -= pages;
+            if !give(answers, |bytes| self.run(*first, pages, bytes))? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&self, first: u32, pages: u32, bytes: &mut Vec<u8>) -> Result<Answer, ReadError> {
         let mut runs: Vec<Run> = Vec::new();
-        self.memory.read_pages(range((first, pages.min(MAX_PAGES))), |what, pages, data| {
+        self.memory.read_pages(range((first, pages)), |what, pages, data| {
             bytes.extend_from_slice(data);
             let is_data = what == Page::Data;
             match runs.last_mut().filter(|run| run.is_data == is_data) {
@@ -124,6 +134,15 @@ impl Served {
         expected.truncate(MAX_EXPECTED);
         let pages: Vec<_> = expected.iter().map(|run| range(*run)).collect();
         let _ = self.store.note_working_set(self.memory.id(), &pages);
+    }
+}
+
+/// Gives an answer with bytes behind it, or the reason why there is none. Whether it is the answer.
+fn give(answers: &mut Answers<'_>, answer: impl FnOnce(&mut Vec<u8>) -> Result<Answer, ReadError>) -> io::Result<bool> {
+    let mut bytes = Vec::new();
+    match answer(&mut bytes) {
+        Ok(answer) => answers.give(&answer, &bytes).map(|()| true),
+        Err(error) => answers.give(&Answer::Lost(chain(&error)), &[]).map(|()| false),
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) fn run(store: &Path, name: &str) -> Result<ExitCode, Failure> {
                             give_way();
                         }
                         // A connection that breaks is the monitor's to notice.
-                        serve(connection, |ask, bytes| served.answer(ask, bytes))
+                        serve(connection, |ask, answers| served.answer(ask, answers))
                     });
                 }
             });
@@ -37,7 +37,7 @@ pub(super) fn run(store: &Path, name: &str) -> Result<ExitCode, Failure> {
             let failure = failure.under(format!("cannot serve checkpoint {name}"));
             // The first one is where a monitor asks what there is.
             if let Some(first) = connections.first_mut() {
-                let _ = serve(first, |_, _| Answer::Lost(failure.lines().to_vec()));
+                let _ = serve(first, |_, answers| answers.give(&Answer::Lost(failure.lines().to_vec()), &[]));
             }
             Err(failure)
         }
@@ -55,13 +55,28 @@ fn connections() -> Result<(Vec<UnixStream>, Option<Remote>), Failure> {
     }
 }
 
+/// Where answers go.
+pub(super) struct Answers<'c> {
+    connection: &'c mut UnixStream,
+}
+
+impl Answers<'_> {
+    /// Sends one, and the bytes behind it.
+    pub(super) fn give(&mut self, answer: &Answer, bytes: &[u8]) -> io::Result<()> {
+        // In one piece: whoever waits for it is woken once.
+        let mut whole = frame::encode(answer)?;
+        whole.extend_from_slice(bytes);
+        self.connection.write_all(&whole)
+    }
+}
+
 /// Answers until the connection is closed.
-fn serve(connection: &mut UnixStream, answer: impl Fn(&Ask, &mut Vec<u8>) -> Answer) -> io::Result<()> {
-    let mut bytes = Vec::new();
+fn serve(
+    connection: &mut UnixStream,
+    mut answer: impl FnMut(&Ask, &mut Answers<'_>) -> io::Result<()>,
+) -> io::Result<()> {
     while let Some(ask) = frame::read(connection)? {
-        let mut whole = frame::encode(&answer(&ask, &mut bytes))?;
-        whole.extend_from_slice(&bytes);
-        connection.write_all(&whole)?;
+        answer(&ask, &mut Answers { connection })?;
     }
     Ok(())
 }

@@ -21,6 +21,11 @@ use std::time::{Duration, Instant};
 /// Pages in a huge page. No run of pages that is fetched reaches across the end of one.
 pub(super) const HUGE: u32 = 512;
 
+/// Expected pages that are asked for at once, about, and at most for how long one request may take: who touches one of them
+/// meanwhile waits for those before it.
+const AHEAD_PAGES: u32 = 128;
+const AHEAD_TIME: Duration = Duration::from_millis(100);
+
 /// Where in its life a pager is.
 ///
 /// ```text
@@ -49,8 +54,8 @@ pub(super) struct Claim {
     pub(super) why: Why,
     pub(super) since: Instant,
     is_installing: bool,
-    /// Who could answer a fault fetches them.
-    is_ahead: bool,
+    /// Who could answer a fault fetches them, with the other claims of this number.
+    ahead: Option<u64>,
     /// What went wrong when it was last tried.
     trouble: Option<SourceError>,
 }
@@ -78,6 +83,9 @@ pub(super) struct State {
     is_hurried: bool,
     around: u32,
     fill: u32,
+    /// Claims ahead that were made, and how many pages the next one is of.
+    aheads: u64,
+    ahead_pages: u32,
 }
 
 impl State {
@@ -108,6 +116,8 @@ impl State {
             is_hurried: false,
             around: window(around_pages),
             fill: window(fill_pages),
+            aheads: 0,
+            ahead_pages: 1,
         }
     }
 
@@ -154,6 +164,7 @@ impl State {
         while let Some(page) = self.queue.pop_front() {
             let claimed = self.claim(page, window(page, self.around), Why::Fault, now);
             if claimed.is_some() {
+                self.stats.fetches += 1;
                 return claimed;
             }
         }
@@ -171,15 +182,37 @@ impl State {
         self.is_hurried = true;
     }
 
-    /// Claims what will be waited for, unless `most` of such claims are under way: what is expected, and in a hurry the
-    /// rest.
-    pub(super) fn claim_ahead(&mut self, most: usize, now: Instant) -> Option<Range<u32>> {
-        if self.claims.iter().filter(|claim| claim.is_ahead).count() >= most {
-            return None;
+    /// Claims what will be waited for, unless `most` of such claims are under way: what is expected, in as many runs as are
+    /// worth one request, and in a hurry the rest. Each run then comes by itself.
+    pub(super) fn claim_ahead(&mut self, most: usize, now: Instant) -> Vec<Range<u32>> {
+        let under_way: HashSet<u64> = self.claims.iter().filter_map(|claim| claim.ahead).collect();
+        if under_way.len() >= most {
+            return Vec::new();
         }
-        let claimed = self.claim_expected(now).or_else(|| if self.is_hurried { self.claim_fill(now) } else { None })?;
-        self.claims.last_mut()?.is_ahead = true;
-        Some(claimed)
+        let first = self.claims.len();
+        let mut pages = 0;
+        while pages < self.ahead_pages
+            && let Some(claimed) = self.claim_expected(now)
+        {
+            pages += claimed.len() as u32;
+        }
+        if pages > 0 {
+            self.stats.fetches += 1;
+        } else if self.is_hurried {
+            self.claim_fill(now);
+        }
+        self.aheads += 1;
+        let claims = self.claims[first..].iter_mut();
+        claims.map(|claim| (claim.ahead = Some(self.aheads), claim.pages.clone()).1).collect()
+    }
+
+    /// How long it took until all came that was claimed ahead at once: the next such claim is larger, or smaller.
+    pub(super) fn came_ahead(&mut self, took: Duration) {
+        self.ahead_pages = match took <= AHEAD_TIME {
+            true => AHEAD_PAGES.min(2 * self.ahead_pages.max(self.around)),
+            false => self.ahead_pages / 2,
+        };
+        self.ahead_pages = self.ahead_pages.max(1);
     }
 
     fn claim_expected(&mut self, now: Instant) -> Option<Range<u32>> {
@@ -205,6 +238,7 @@ impl State {
         }
         let page = self.first_free(self.fill_at..u32::MAX)?;
         let claimed = self.claim(page, page..window(page, self.fill).end, Why::Fill, now)?;
+        self.stats.fetches += 1;
         self.fill_at = claimed.end;
         Some(claimed)
     }
@@ -233,15 +267,8 @@ impl State {
             }
         }
         let pages = self.missing.run_around(page, &within);
-        self.stats.fetches += 1;
-        self.claims.push(Claim {
-            pages: pages.clone(),
-            why,
-            since: now,
-            is_installing: false,
-            is_ahead: false,
-            trouble: None,
-        });
+        let claim = Claim { pages: pages.clone(), why, since: now, is_installing: false, ahead: None, trouble: None };
+        self.claims.push(claim);
         Some(pages)
     }
 
@@ -259,7 +286,8 @@ impl State {
 
     /// The oldest claim, if it is older than `limit`: its pages, and its trouble.
     pub(super) fn stalled(&mut self, now: Instant, limit: Duration) -> Option<(Range<u32>, Option<SourceError>)> {
-        let oldest = self.claims.iter_mut().min_by_key(|claim| claim.since)?;
+        // Of those that were asked for together, the one that does not come.
+        let oldest = self.claims.iter_mut().min_by_key(|claim| (claim.since, claim.trouble.is_none()))?;
         (now.duration_since(oldest.since) > limit).then(|| (oldest.pages.clone(), oldest.trouble.take()))
     }
 
@@ -294,6 +322,9 @@ impl State {
     /// A claim has been put there. The zeroes that somebody waits for.
     pub(super) fn settle(&mut self, claimed: &Range<u32>, fetched: &Fetched, now: Instant) -> Vec<Range<u32>> {
         let Some(claim) = self.claim_of(claimed.start).map(|at| self.claims.swap_remove(at)) else { return Vec::new() };
+        // The source answers, so what comes behind it has no longer waited than since now.
+        let behind = |other: &&mut Claim| claim.ahead.is_some() && other.ahead == claim.ahead;
+        self.claims.iter_mut().filter(behind).for_each(|other| other.since = now);
         let still_missing: Vec<_> = self.missing.runs_in(claimed.clone()).collect();
         for run in still_missing {
             for (first, bytes) in fetched.data_in(&run) {

@@ -27,6 +27,13 @@ fn bring(state: &mut State, pages: &Range<u32>, zero_from: u32, now: Instant) ->
     state.settle(pages, &fetched(pages, zero_from), now)
 }
 
+/// The one run that is claimed ahead while nothing is known of how long the source takes.
+fn ahead(state: &mut State, most: usize, now: Instant) -> Option<Range<u32>> {
+    let claimed = state.claim_ahead(most, now);
+    assert!(claimed.len() < 2, "{claimed:?}");
+    claimed.into_iter().next()
+}
+
 #[test]
 fn two_faults_with_one_neighbourhood_are_one_fetch() {
     let (mut state, now) = state(&[]);
@@ -65,13 +72,13 @@ fn faults_go_before_the_fill_and_what_is_expected_goes_on() {
     assert_eq!(state.claim_fill(now), None, "a fault is fetched");
     bring(&mut state, &fault, u32::MAX, now);
     assert_eq!(state.claim_fill(now), None, "something is expected");
-    assert_eq!(state.claim_ahead(0, now), None, "the others are for faults");
-    let expected = state.claim_ahead(1, now).unwrap();
+    assert_eq!(ahead(&mut state, 0, now), None, "the others are for faults");
+    let expected = ahead(&mut state, 1, now).unwrap();
     assert_eq!(expected, 496..512, "with what came along the first time");
-    assert_eq!(state.claim_ahead(1, now), None, "one is under way");
+    assert_eq!(ahead(&mut state, 1, now), None, "one is under way");
     assert_eq!(state.claim_fill(now), None, "what is expected is fetched");
     bring(&mut state, &expected, u32::MAX, now);
-    assert_eq!(state.claim_ahead(1, now), None, "nobody is in a hurry");
+    assert_eq!(ahead(&mut state, 1, now), None, "nobody is in a hurry");
     assert_eq!(state.claim_fill(now), Some(0..64));
     assert_eq!(state.claim_fill(now), Some(64..96), "up to what is there");
     assert_eq!(state.claim_fill(now), Some(112..128));
@@ -82,7 +89,7 @@ fn what_is_expected_comes_in_its_order_and_nothing_is_claimed_twice() {
     let (mut state, now) = state(&[(1000, 200), (5, 1), (9, 1), (4095, 9), (u32::MAX, 5), (3, 0)]);
     state.hurry();
     let mut order = Vec::new();
-    while let Some(claimed) = state.claim_ahead(usize::MAX, now) {
+    while let Some(claimed) = ahead(&mut state, usize::MAX, now) {
         order.push(claimed);
     }
     assert_eq!(order[..6], [992..1024, 1024..1088, 1088..1152, 1152..1200, 0..16, 4080..4096]);
@@ -92,11 +99,44 @@ fn what_is_expected_comes_in_its_order_and_nothing_is_claimed_twice() {
 }
 
 #[test]
+fn as_much_is_asked_for_at_once_as_comes_soon() {
+    let expected: Vec<_> = (0..64).map(|at| (at * 64, 1)).collect();
+    let (mut state, now) = state(&expected);
+    let sizes = [1, 1, 1, 1, 200, 200, 200, 200].map(|took_ms| {
+        let claimed = state.claim_ahead(1, now);
+        assert_eq!(state.claim_ahead(1, now), [], "one request is under way");
+        for run in &claimed {
+            bring(&mut state, run, u32::MAX, now);
+        }
+        state.came_ahead(Duration::from_millis(took_ms));
+        claimed.len()
+    });
+    assert_eq!(sizes, [1, 2, 4, 8, 8, 4, 2, 1]);
+    assert_eq!((state.stats.fetches, state.stats.prefetched_pages), (8, 30 * 16));
+}
+
+#[test]
+fn what_was_asked_for_together_is_waited_for_from_when_the_last_of_it_came() {
+    let (mut state, now) = state(&[(0, 1), (64, 1), (128, 1)]);
+    let limit = Duration::from_secs(30);
+    state.came_ahead(Duration::ZERO);
+    let [first, second] = state.claim_ahead(2, now).try_into().unwrap();
+    let [other] = state.claim_ahead(2, now).try_into().unwrap();
+    bring(&mut state, &first, u32::MAX, now + limit);
+    assert_eq!(state.stalled(now + limit, limit).map(|(pages, _)| pages), None);
+    let alone = now + limit + Duration::from_millis(1);
+    assert_eq!(state.stalled(alone, limit).map(|(pages, _)| pages), Some(other.clone()), "asked for by itself");
+    bring(&mut state, &other, u32::MAX, alone);
+    assert_eq!(state.stalled(now + 2 * limit, limit).map(|(pages, _)| pages), None);
+    assert_eq!(state.stalled(alone + limit, limit).map(|(pages, _)| pages), Some(second));
+}
+
+#[test]
 fn nothing_but_what_is_waited_for_or_expected_comes_before_the_fill_begins() {
     let (all, now) = (0..4096, Instant::now());
     let (all, spec) = (std::slice::from_ref(&all), Spec { expected: vec![(500, 1)], ..Spec::default() });
     let mut state = State::new(all, all, &spec, CHUNK);
-    let expected = state.claim_ahead(1, now).unwrap();
+    let expected = ahead(&mut state, 1, now).unwrap();
     assert_eq!((expected.clone(), bring(&mut state, &expected, u32::MAX, now)), (496..512, Vec::new()));
     state.fault(100, now);
     let fault = state.claim_fault(now).unwrap();
@@ -113,7 +153,7 @@ fn what_was_expected_and_came_otherwise_keeps_nothing_back() {
     let fault = state.claim_fault(now).unwrap();
     bring(&mut state, &fault, u32::MAX, now);
     assert_eq!(state.claim_fill(now), None, "it is not known yet");
-    assert_eq!(state.claim_ahead(1, now), None);
+    assert_eq!(ahead(&mut state, 1, now), None);
     assert_eq!(state.claim_fill(now), Some(0..64));
 }
 
@@ -149,7 +189,7 @@ fn zeroes_near_a_page_that_somebody_wants_come_along() {
     let (mut state, now) = state(&[(64, 1)]);
     state.fault(2, now);
     for zeroes_come in [true, true, false] {
-        let claimed = state.claim_fault(now).or_else(|| state.claim_ahead(1, now)).or_else(|| state.claim_fill(now));
+        let claimed = state.claim_fault(now).or_else(|| ahead(&mut state, 1, now)).or_else(|| state.claim_fill(now));
         let claimed = claimed.unwrap();
         assert_eq!(state.begin_install(&claimed).1, zeroes_come);
         assert_eq!(state.settle(&claimed, &fetched(&claimed, 0), now), []);

@@ -1,5 +1,6 @@
 //! A pager and those who touch its memory: threads of this process in the place of a guest.
 
+mod ahead; // what is expected, several runs at a time
 mod discard; // what a balloon takes
 mod ends; // sources that fail, and what is left then
 mod fork; // half-resident parents
