@@ -37,7 +37,7 @@ pub use gc::{Collected, GcError};
 pub use id::{ChunkId, IdError, ManifestId, PackId};
 pub use local::FileError;
 pub use meter::Meter;
-pub use read::{Layer, Location, OpenCheckpoint, ReadError};
+pub use read::{Layer, Location, OpenCheckpoint, ReadError, Turn, Turns};
 pub use sizes::Sizes;
 pub use store::{CheckpointError, Store};
 #[cfg(feature = "bucket")]

@@ -7,6 +7,7 @@ use pando_disk::{BLOCK_BYTES, Disk, FlushError, WriteError};
 use pando_memory::pager::{End, FetchError, Fetched, PageSource, Pager, Stats, Wanted};
 use pando_wire::pages::{self, AskError, Client};
 use pando_wire::saved::PAGE_BYTES;
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -21,13 +22,22 @@ const END_LIMIT: Duration = Duration::from_secs(2);
 /// The variable whose presence in the environment has the log say how long the guest waited for its memory.
 const TELL: &str = "PANDO_TELL_WAITS";
 
+/// A connection that can be closed while somebody waits on it.
+#[derive(Debug, Clone)]
+struct Stream(Arc<UnixStream>);
+
 /// One connection, and who uses it now.
-type Lane = Mutex<Client<UnixStream>>;
+struct Lane {
+    client: Mutex<Client<Stream>>,
+    stream: Stream,
+}
 
 /// The connections to a page server: some for what the guest waits for, some for the rest.
 pub(crate) struct PageServer {
     urgent: Vec<Lane>,
     others: Vec<Lane>,
+    /// Where a turn is asked for, if there is a connection left for that.
+    turns: Option<Lane>,
     chunk_pages: u32,
 }
 
@@ -46,17 +56,18 @@ pub(crate) enum FillError {
 }
 
 impl PageServer {
-    /// Over `clients`, at least two, which reads `chunk_pages` at once.
+    /// Over `clients`, at least two, of which it reads `chunk_pages` at once.
     pub(crate) fn new(clients: Vec<Client<UnixStream>>, chunk_pages: u32) -> Self {
         let mut urgent: Vec<_> = clients.into_iter().map(Lane::new).collect();
-        let others = urgent.split_off(pages::urgent(urgent.len()));
-        Self { urgent, others, chunk_pages }
+        let mut others = urgent.split_off(pages::urgent(urgent.len()));
+        let turns = if others.len() > 1 { others.pop() } else { None };
+        Self { urgent, others, turns, chunk_pages }
     }
 
     /// A connection that is free, or that will be.
-    fn lane(&self, is_urgent: bool) -> MutexGuard<'_, Client<UnixStream>> {
+    fn lane(&self, is_urgent: bool) -> MutexGuard<'_, Client<Stream>> {
         let lanes = if is_urgent { &self.urgent } else { &self.others };
-        lanes.iter().find_map(|lane| lane.try_lock().ok()).unwrap_or_else(|| lock(&lanes[0]))
+        lanes.iter().find_map(|lane| lane.client.try_lock().ok()).unwrap_or_else(|| lock(&lanes[0].client))
     }
 
     /// Writes all blocks that the server has to a new disk, durably: its guest believes that they are.
@@ -69,6 +80,29 @@ impl PageServer {
             next = first + (bytes.len() / PAGE_BYTES) as u64; // `write_at` has found it to be on the disk.
         }
         Ok(disk.flush()?)
+    }
+}
+
+impl Lane {
+    fn new(client: Client<UnixStream>) -> Self {
+        let stream = Stream(Arc::new(client.into_stream()));
+        Self { client: Mutex::new(Client::new(stream.clone())), stream }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        (&*self.0).read(bytes)
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        (&*self.0).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        (&*self.0).flush()
     }
 }
 
@@ -106,6 +140,19 @@ impl PageSource for Source {
         }
         Ok(())
     }
+
+    fn begin_turn(&self) {
+        if let Some(turns) = &self.0.turns {
+            // A server that does not answer is asked for pages all the same, and what goes wrong then is told.
+            let _ = lock(&turns.client).begin_turn();
+        }
+    }
+
+    fn end_turn(&self) {
+        if let Some(turns) = &self.0.turns {
+            let _ = lock(&turns.client).end_turn();
+        }
+    }
 }
 
 /// Memory that is on its way, or was.
@@ -132,14 +179,15 @@ impl Arriving {
         let recorded = self.pager.recorded();
         if !recorded.is_empty() {
             let mut client = self.server.lane(true);
-            let is_limited = client.stream().set_read_timeout(Some(NOTE_LIMIT)).is_ok()
-                && client.stream().set_write_timeout(Some(NOTE_LIMIT)).is_ok();
+            let stream = &client.stream().0;
+            let is_limited =
+                stream.set_read_timeout(Some(NOTE_LIMIT)).is_ok() && stream.set_write_timeout(Some(NOTE_LIMIT)).is_ok();
             // Without it, the next one waits as this one did.
             let _ = is_limited && client.record(recorded).is_ok();
         }
-        for lane in self.server.urgent.iter().chain(&self.server.others) {
-            // It may be gone by itself.
-            let _ = lock(lane).stream().shutdown(Shutdown::Both);
+        for lane in self.server.urgent.iter().chain(&self.server.others).chain(&self.server.turns) {
+            // It may be gone by itself. And who waits on it for a turn, and who for pages that were discarded, need none.
+            let _ = lane.stream.0.shutdown(Shutdown::Both);
         }
         // Only for who measures: a guest's console is the guest's.
         if std::env::var_os(TELL).is_some() {
@@ -150,11 +198,11 @@ impl Arriving {
 
 /// What the guest waited for, as `make bench` reads it from the log.
 fn told(stats: &Stats) -> String {
-    let Stats { faults, faulted_pages, prefetched_pages, filled_pages, zero_pages, latency, .. } = stats;
+    let Stats { faults, faulted_pages, prefetched_pages, filled_pages, zero_pages, fetches, latency, .. } = stats;
     let [p50, p99] = [50, 99].map(|percent| latency.percentile(percent).as_micros());
     format!(
         "all memory is there: {faults} waits, {p50} µs p50, {p99} µs p99; pages that came: {faulted_pages} waited for or \
-         beside, {prefetched_pages} expected, {filled_pages} others, {zero_pages} of them zero"
+         beside, {prefetched_pages} expected, {filled_pages} others, {zero_pages} of them zero; in {fetches} requests"
     )
 }
 

@@ -53,6 +53,11 @@ pub enum Ask {
     Memory(Vec<(u32, u32)>),
     /// The next blocks of the disk that are not what the base says, at this one or behind. Answer: [`Answer::Blocks`].
     Disk(u64),
+    /// A turn to fetch what nobody waits for: one VM of a store has one at a time. It lasts until [`Ask::EndTurn`], or the
+    /// connection's end. Answer: [`Answer::Turn`], when it begins.
+    BeginTurn,
+    /// No answer.
+    EndTurn,
     /// The pages that the guest waited for, in this order: runs `(first, pages)`. Answer: [`Answer::Noted`].
     Recorded(Vec<(u32, u32)>),
 }
@@ -66,6 +71,8 @@ pub enum Answer {
     Pages(Vec<Run>),
     /// So many blocks, at most [`MAX_PAGES_AT_ONCE`], from the first on, whose bytes follow. None where there are no more.
     Blocks(u64, u32),
+    /// The turn begins.
+    Turn,
     /// It is kept for the next time.
     Noted,
     /// It cannot be had, now or later. The error and its causes, outermost first.
@@ -122,6 +129,11 @@ impl<S: Read + Write> Client<S> {
     /// Asks on `stream`.
     pub fn new(stream: S) -> Self {
         Self(stream)
+    }
+
+    /// The stream itself.
+    pub fn into_stream(self) -> S {
+        self.0
     }
 
     /// The stream below.
@@ -185,6 +197,19 @@ impl<S: Read + Write> Client<S> {
             Answer::Noted => Ok(()),
             _ => Err(AskError::Answer),
         }
+    }
+
+    /// Waits for a turn to fetch what nobody waits for.
+    pub fn begin_turn(&mut self) -> Result<(), AskError> {
+        match self.ask(&Ask::BeginTurn)? {
+            Answer::Turn => Ok(()),
+            _ => Err(AskError::Answer),
+        }
+    }
+
+    /// Ends it.
+    pub fn end_turn(&mut self) -> Result<(), AskError> {
+        Ok(frame::write(&mut self.0, &Ask::EndTurn)?)
     }
 
     fn ask(&mut self, ask: &Ask) -> Result<Answer, AskError> {

@@ -4,6 +4,7 @@
 //! ```text
 //! checkpoint [PANDO [ROUNDS [CHECKPOINTS]]]     PANDO is the program, target/release/pando when absent; ROUNDS are wakes
 //!                                               per median, 3 when absent; CHECKPOINTS of one VM, 10 when absent
+//! checkpoint PANDO burst                        many wakes at once, and nothing else
 //! ```
 //!
 //! The kernel of guests must be in the daemon's cache. What is compared takes turns, so that whatever else this computer
@@ -33,6 +34,11 @@ const WORK_MIB: u32 = 8;
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let pando = PathBuf::from(args.first().map_or("target/release/pando", String::as_str));
+    let is_burst = args.get(1).is_some_and(|what| what == "burst");
+    if is_burst {
+        let daemon = Daemon::start(&pando, &["--keep-seeds", "500ms"])?;
+        return Ok(burst::report(&daemon, &daemon.import()?)?);
+    }
     let rounds: usize = args.get(1).map_or(Ok(3), |count| count.parse())?;
     let checkpoints: usize = args.get(2).map_or(Ok(10), |count| count.parse())?;
     // Seeds go when they are stored, so that VMs come from the store.
@@ -157,7 +163,7 @@ fn report_wakes(wakes: &[Wakes]) {
     println!("\nWaits for a page, and what came: medians");
     let came: [(&str, Which); 3] =
         [("first", |it| &it.first), ("second", |it| &it.second), ("all there", |it| &it.whole)];
-    let head = ["wake", "waits", "p50, µs", "p99, µs", "beside", "expected", "others", "zero", "all there"];
+    let head = ["wake", "waits", "p50, µs", "p99, µs", "beside", "expected", "others", "zero", "requests", "all there"];
     let rows: Vec<_> = came.iter().map(|(name, of)| came_row(name, wakes, *of)).collect();
     table(&head, &rows);
 

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 /// How a monitor says, where the console is written to, that all memory has come: this, and then [`CAME`] numbers between words.
 const ALL_THERE: &str = "all memory is there: ";
-/// Waits, two percentiles of them in microseconds, and pages of four kinds.
-pub(crate) const CAME: usize = 7;
+/// Waits, two percentiles of them in microseconds, pages of four kinds, and requests.
+pub(crate) const CAME: usize = 8;
 /// Until all memory is there.
 const LIMIT: Duration = Duration::from_secs(120);
 /// How often the log is looked at.

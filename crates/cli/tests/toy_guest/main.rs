@@ -15,6 +15,7 @@ mod kept; // a checkpoint is of one instant
 mod races; // what comes while a VM is at something else
 mod fixture; // checkpoints that earlier versions exported
 mod killed; // a save is killed at any moment
+mod turns; // page servers that fetch what nobody waits for
 mod leftovers; // what 500 children leave behind
 mod planted; // faults that these guests must notice
 

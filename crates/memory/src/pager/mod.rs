@@ -11,6 +11,7 @@
 //! `docs/pager.md` has the states, what each failure does, and the order in which an owner forks or ends.
 
 mod collapse; // huge pages, afterwards
+mod fill; // the rest, in turns with others
 mod pages; // sets of pages
 mod serve; // the threads
 mod source; // where pages come from
@@ -23,6 +24,7 @@ pub use pages::Runs;
 pub use source::{FetchError, Fetched, PageSource, SourceError, TooManyPages, Wanted};
 pub use stats::{Latencies, Stats};
 
+use fill::Turn;
 use pages::range;
 use pando_sys::{SysError, Userfault};
 use rustix::event::{EventfdFlags, eventfd};
@@ -173,6 +175,7 @@ impl Pager {
             is_held: false,
             was_held: false,
             is_listening: false,
+            turn: Turn::Theirs,
             idle: 0,
             is_uncollapsed: true,
         };

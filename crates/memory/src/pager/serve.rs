@@ -1,13 +1,14 @@
-//! The threads: some for faults, of which one always listens, and some for the rest.
+//! The threads for faults, of which one always listens, and what those for the rest do in the same way.
 //!
 //! What a thread does without the lock is: sleep in the kernel, wait for the source, or put pages there. The first two
 //! are as good as standing still; [`hold`](super::Pager::hold) waits for the third, and keeps the lock. So there is no
 //! gate for these threads to stop at.
 
+use super::fill::Turn;
 use super::source::{FetchError, Fetched, PageSource, SourceError, Wanted};
 use super::state::{Phase, State};
 use super::{End, FEWEST_FAULT_THREADS, FOR_FAULTS, OnEnd, PagerError, Tuning};
-use pando_sys::{SysError, Userfault, give_way};
+use pando_sys::{SysError, Userfault};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -46,6 +47,8 @@ pub(super) struct Guarded {
     pub(super) was_held: bool,
     /// A fault thread sleeps until a fault comes.
     pub(super) is_listening: bool,
+    /// Whether the rest may come.
+    pub(super) turn: Turn,
     /// Fault threads that have nothing to do.
     pub(super) idle: u32,
     /// Nobody has begun to make huge pages.
@@ -131,25 +134,8 @@ impl Shared {
         }
     }
 
-    /// The life of a fill thread. The guest, its devices and who answers its faults go first.
-    pub(super) fn fill(&self) {
-        give_way();
-        let mut fetched = Fetched::default();
-        let mut guarded = self.lock();
-        while guarded.state.phase == Phase::Filling {
-            match guarded.state.claim_fill(Instant::now()) {
-                Some(claimed) => {
-                    drop(guarded);
-                    self.bring(vec![claimed], false, &mut fetched);
-                    guarded = self.lock();
-                }
-                None => guarded = wait(&self.fills, guarded),
-            }
-        }
-    }
-
     /// Fetches claimed runs of pages, and puts each there as soon as it has come.
-    fn bring(&self, claimed: Vec<Range<u32>>, is_urgent: bool, fetched: &mut Fetched) {
+    pub(super) fn bring(&self, claimed: Vec<Range<u32>>, is_urgent: bool, fetched: &mut Fetched) {
         let wanted: Vec<_> = claimed.into_iter().map(|pages| Wanted { pages, is_urgent }).collect();
         let (mut came, mut pause) = (0, FIRST_PAUSE);
         while let Some(first) = wanted.get(came) {

@@ -39,6 +39,13 @@ pub trait PageSource: Send + Sync {
         }
         Ok(())
     }
+
+    /// Waits until it is this guest's turn to fetch what nobody waits for, where several have a source in common. One
+    /// thread at a time has it or waits for it, and nothing is claimed meanwhile, so it may take as long as it takes.
+    fn begin_turn(&self) {}
+
+    /// Ends the turn, at once.
+    fn end_turn(&self) {}
 }
 
 /// A request for pages.

@@ -163,6 +163,10 @@ impl Directory {
         self.root.join("lock")
     }
 
+    pub(crate) fn turn(&self) -> PathBuf {
+        self.root.join("turn")
+    }
+
     /// The packs that are there, sorted. Files of other names are none of ours.
     pub(crate) fn list_packs(&self) -> Result<Vec<PackId>, FileError> {
         Ok(list(&self.packs())?.iter().filter_map(|name| name.parse().ok()).collect())

@@ -6,6 +6,7 @@ mod chunk; // from a pack to checked bytes
 mod source; // checkpoints that are elsewhere
 mod layer; // pages of a layer
 mod checkpoint; // a checkpoint that stays while it is read
+mod turn; // who reads ahead of need
 
 pub use checkpoint::OpenCheckpoint;
 pub(crate) use chunk::{ChunkReader, decompress};
@@ -13,3 +14,4 @@ pub use error::ReadError;
 pub use layer::{Layer, Location};
 #[cfg(feature = "bucket")]
 pub(crate) use source::Source;
+pub use turn::{Turn, Turns};

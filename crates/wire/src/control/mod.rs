@@ -97,8 +97,8 @@ pub enum Origin {
 }
 
 /// How many connections to a page server a monitor has: so many pages can be on their way at a time, some of them those
-/// that the guest waits for.
-pub const PAGES_CONNECTIONS: usize = 5;
+/// that the guest waits for. On the last one it asks for its turn.
+pub const PAGES_CONNECTIONS: usize = 6;
 
 /// A machine at power-on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use super::serve::Answers;
 use crate::failure::Failure;
 use pando_daemon::bucket_spec;
 use pando_store::{
-    Bucket, BucketSpec, Checkpoint, Layer, Manifest, OpenCheckpoint, PAGE_BYTES, Page, ReadError, Store,
+    Bucket, BucketSpec, Checkpoint, Layer, Manifest, OpenCheckpoint, PAGE_BYTES, Page, ReadError, Store, Turns,
 };
 use pando_wire::pages::{Answer, Ask, Description, MAX_EXPECTED, MAX_HELD, MAX_PAGES, Remote, Run};
 use pando_wire::saved::{MAX_PAGES_AT_ONCE, Machine};
@@ -24,6 +24,7 @@ const BUCKET_PATIENCE: Duration = Duration::from_secs(12);
 /// A checkpoint that is served. Any number of threads may ask.
 pub(super) struct Served {
     store: Store,
+    turns: Turns,
     open: OpenCheckpoint,
     memory: Layer,
     disk: Layer,
@@ -52,7 +53,7 @@ impl Served {
             _ => return Err(Failure::new("it is not a machine with memory and one disk")),
         };
         let expected = expected(&store, &memory);
-        Ok(Self { store, open, memory, disk, expected: Mutex::new(expected) })
+        Ok(Self { turns: store.turns(), store, open, memory, disk, expected: Mutex::new(expected) })
     }
 
     /// Gives the answers to a request.
@@ -61,6 +62,11 @@ impl Served {
             Ask::Describe => give(answers, |bytes| Ok(self.describe(bytes))).map(drop),
             Ask::Memory(runs) => self.memory(runs, answers),
             Ask::Disk(first) => give(answers, |bytes| self.disk(*first, bytes)).map(drop),
+            Ask::BeginTurn => answers.begin_turn(&self.turns),
+            Ask::EndTurn => {
+                answers.end_turn();
+                Ok(())
+            }
             Ask::Recorded(runs) => {
                 self.note(runs);
                 answers.give(&Answer::Noted, &[])

@@ -2,16 +2,19 @@
 
 use super::answer::Served;
 use crate::failure::Failure;
+use pando_store::{Turn, Turns};
 use pando_sys::give_way;
 use pando_wire::control::Connection;
 use pando_wire::frame;
 use pando_wire::pages::{Answer, Ask, Remote, Serve, urgent};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
+use std::time::Duration;
 
 pub(super) fn run(store: &Path, name: &str) -> Result<ExitCode, Failure> {
     let (mut connections, remote) =
@@ -58,9 +61,31 @@ fn connections() -> Result<(Vec<UnixStream>, Option<Remote>), Failure> {
 /// Where answers go.
 pub(super) struct Answers<'c> {
     connection: &'c mut UnixStream,
+    /// Whoever is at the other end has it.
+    turn: Option<Turn>,
 }
 
 impl Answers<'_> {
+    /// Gives a turn as soon as there is one, unless the connection is closed before.
+    pub(super) fn begin_turn(&mut self, turns: &Turns) -> io::Result<()> {
+        self.turn = None;
+        // Who waits for an answer says nothing, so what there would be to be read is the end.
+        let has_ended = |connection: &UnixStream, wait: Duration| {
+            let timeout = Timespec::try_from(wait).ok();
+            poll(&mut [PollFd::new(connection, PollFlags::IN)], timeout.as_ref()).is_ok_and(|ready| ready > 0)
+        };
+        self.turn = turns.begin(|wait| !has_ended(self.connection, wait));
+        if self.turn.is_none() {
+            return Ok(());
+        }
+        self.give(&Answer::Turn, &[])
+    }
+
+    /// Takes it back.
+    pub(super) fn end_turn(&mut self) {
+        self.turn = None;
+    }
+
     /// Sends one, and the bytes behind it.
     pub(super) fn give(&mut self, answer: &Answer, bytes: &[u8]) -> io::Result<()> {
         // In one piece: whoever waits for it is woken once.
@@ -75,8 +100,9 @@ fn serve(
     connection: &mut UnixStream,
     mut answer: impl FnMut(&Ask, &mut Answers<'_>) -> io::Result<()>,
 ) -> io::Result<()> {
-    while let Some(ask) = frame::read(connection)? {
-        answer(&ask, &mut Answers { connection })?;
+    let mut answers = Answers { connection, turn: None };
+    while let Some(ask) = frame::read(answers.connection)? {
+        answer(&ask, &mut answers)?;
     }
     Ok(())
 }

@@ -231,16 +231,29 @@ impl State {
     /// Claims what is missing, from the first page on, while nobody waits for a fetch and nothing is expected, or in a
     /// hurry.
     pub(super) fn claim_fill(&mut self, now: Instant) -> Option<Range<u32>> {
+        let page = self.next_fill()?;
+        let claimed = self.claim(page, page..window(page, self.fill).end, Why::Fill, now)?;
+        self.stats.fetches += 1;
+        self.fill_at = claimed.end;
+        Some(claimed)
+    }
+
+    /// Whether there is something to claim in that way.
+    pub(super) fn is_fill_due(&self) -> bool {
+        self.next_fill().is_some()
+    }
+
+    pub(super) fn is_hurried(&self) -> bool {
+        self.is_hurried
+    }
+
+    fn next_fill(&self) -> Option<u32> {
         let is_urgent = |claim: &Claim| claim.why != Why::Fill;
         let gives_way = self.queued() > 0 || !self.expected.is_empty() || self.claims.iter().any(is_urgent);
         if !self.fills || gives_way && !self.is_hurried {
             return None;
         }
-        let page = self.first_free(self.fill_at..u32::MAX)?;
-        let claimed = self.claim(page, page..window(page, self.fill).end, Why::Fill, now)?;
-        self.stats.fetches += 1;
-        self.fill_at = claimed.end;
-        Some(claimed)
+        self.first_free(self.fill_at..u32::MAX)
     }
 
     /// The first page of `within` that is missing and unclaimed.

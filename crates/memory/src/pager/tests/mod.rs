@@ -5,6 +5,7 @@ mod discard; // what a balloon takes
 mod ends; // sources that fail, and what is left then
 mod fork; // half-resident parents
 mod load; // reading and writing everything while it comes
+mod turns; // the rest, where others want theirs
 
 use super::*;
 use pando_sys::guest_memory;
