@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How often it is looked whether the turn is free, and how long one may last before others go on without.
-const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(50);
 const STUCK_AFTER: Duration = Duration::from_secs(2);
 
 /// The turns of all processes that use a store.

@@ -202,8 +202,9 @@ impl State {
             self.claim_fill(now);
         }
         self.aheads += 1;
-        let claims = self.claims[first..].iter_mut();
-        claims.map(|claim| (claim.ahead = Some(self.aheads), claim.pages.clone()).1).collect()
+        let claims = &mut self.claims[first..];
+        claims.iter_mut().for_each(|claim| claim.ahead = Some(self.aheads));
+        claims.iter().map(|claim| claim.pages.clone()).collect()
     }
 
     /// How long it took until all came that was claimed ahead at once: the next such claim is larger, or smaller.
