@@ -1,10 +1,12 @@
 //! Seeds, what is saved of them, and VMs that begin from that.
 
 use crate::monitor::{Guest, Monitor, MonitorError};
-use pando_wire::control::{Connection, Fork, ForkTimings, Origin, PAGES_CONNECTIONS, Request, Response, Restore};
+use pando_wire::control::{
+    Asleep, Connection, Fork, ForkTimings, Origin, PAGES_CONNECTIONS, Request, Response, Restore,
+};
 use pando_wire::pages::{Remote, Serve};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -86,6 +88,16 @@ impl Monitor {
         self.start_saving_since(None, pando, store, name)
     }
 
+    /// Saves a seed into a store, but for its disk. What the `pando` at `pando` printed.
+    pub fn save_without_disk(&self, pando: &Path, store: &Path, name: &str) -> Result<String, MonitorError> {
+        let (ours, theirs) = UnixStream::pair()?;
+        self.ask_with(&Request::SaveWithoutDisk, &[theirs.as_fd()])?;
+        drop(theirs); // So that the stream ends with its writer.
+        let mut command = pages(pando, "save", store, name);
+        command.stdin(Stdio::from(OwnedFd::from(ours))).stdout(Stdio::piped()).stderr(Stdio::piped());
+        told(command.spawn()?)
+    }
+
     fn start_saving_since(
         &self,
         earlier: Option<&Earlier>,
@@ -120,6 +132,26 @@ impl Monitor {
         let origin = Origin::Checkpoint(Restore { vcpus, memory_bytes, disk_bytes, is_twin: true });
         monitor.start(origin, connections.into_iter().map(OwnedFd::from).collect())?;
         Ok(monitor)
+    }
+}
+
+impl Monitor {
+    /// Starts the `pando` at `pando` as a monitor that goes on with what was saved of `guest` without its disk, which was this
+    /// monitor's: it has ended, and its files are the next one's. That stands still until it is resumed.
+    pub fn wake(self, pando: &Path, guest: &Guest, connections: Vec<UnixStream>) -> Result<Self, MonitorError> {
+        let Guest { vcpus, memory_bytes, .. } = *guest;
+        let mut next = Self::spawn(pando)?;
+        for file in ["data", "journal"] {
+            fs::rename(self.dir().join(file), next.dir().join(file))?;
+        }
+        (next.base, next.inherited) = (self.base.clone(), self.inherited.clone());
+        next.ancestors = self.ancestors.iter().chain([&self.dir]).cloned().collect();
+        drop(self);
+        let journals = next.inherited.iter().map(|data| File::open(data.with_file_name("journal")));
+        let journals = journals.collect::<Result<Vec<_>, _>>()?;
+        let more = connections.into_iter().map(OwnedFd::from).chain(journals.into_iter().map(OwnedFd::from));
+        next.start(Origin::Asleep(Asleep { vcpus, memory_bytes }), more.collect())?;
+        Ok(next)
     }
 }
 

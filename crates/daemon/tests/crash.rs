@@ -221,6 +221,52 @@ async fn wherever_a_daemon_is_killed_a_vm_runs_or_sleeps_and_nothing_of_it_is_le
     }
 }
 
+/// Its monitor that is: what is stored of it and its disk are of one instant, or it starts from its disk. The monitor of
+/// these tests notices where they are not.
+#[tokio::test]
+async fn wherever_monitors_are_killed_a_vm_sleeps_or_is_stopped_and_what_slept_is_woken_once() {
+    let daemon = Daemon::start().await;
+    daemon.run("web").await;
+    let order = async |what: &str| drop(daemon.attempt(Method::POST, &format!("/vms/web/{what}"), Value::Null).await);
+    let work = async || {
+        order("hibernate").await;
+        order("wake").await;
+    };
+    work().await;
+    let begun = Instant::now();
+    work().await;
+    let whole = begun.elapsed();
+    let mut found = [0; 3];
+    for round in 0..KILLS {
+        let moment = whole * (round * 17 % KILLS) / KILLS;
+        let kill = async {
+            tokio::time::sleep(moment).await;
+            processes(daemon.path()).into_iter().for_each(kill_if_there);
+        };
+        tokio::join!(work(), kill);
+        // Its end may not have been seen yet.
+        let goes_on = async || {
+            let state = daemon.vm("web").await.state;
+            if state == State::Stopped {
+                order("start").await;
+            }
+            let (_, ran) = daemon.post("/vms/web/exec", json!({"argv": ["phase"]})).await;
+            let does = ran["stdout"] == "Running\n";
+            match state {
+                State::Hibernated => found[1] += u32::from(does),
+                State::Stopped => found[2] += u32::from(does),
+                _ => found[0] += u32::from(does),
+            }
+            does
+        };
+        eventually("it runs, wakes, or starts from its disk", goes_on).await;
+    }
+    println!("{found:?} of {KILLS} times it ran, slept, was stopped");
+    assert!(found[2] > 0, "kills came in the middle of it: {found:?}");
+    assert_eq!(daemon.delete("/vms/web?force=true").await.0, 204);
+    eventually("nobody lives", async || living(daemon.path()) == 0).await;
+}
+
 /// No promise of its own: the process that the other tests kill.
 #[tokio::test]
 #[ignore = "runs until it is killed"]
@@ -238,13 +284,24 @@ fn start(dir: &Path) -> Child {
         .unwrap()
 }
 
-/// How many monitors there are that were started for a daemon in `dir`, without those that are dead: each has its log
-/// there, or its ancestor's.
+/// How many monitors there are that were started for a daemon in `dir`, without those that are dead.
 fn living(dir: &Path) -> usize {
+    processes(dir).len()
+}
+
+/// It may have ended by itself.
+fn kill_if_there(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+}
+
+/// Their processes: each has its log there, or its ancestor's.
+fn processes(dir: &Path) -> Vec<i32> {
     let all = std::fs::read_dir("/proc").unwrap().flatten();
     let logs = all.filter_map(|process| {
         let name = std::fs::read_to_string(process.path().join("comm")).ok()?;
-        (name == "fake-monitor\n").then(|| std::fs::read_link(process.path().join("fd/2")).ok())?
+        let log = (name == "fake-monitor\n").then(|| std::fs::read_link(process.path().join("fd/2")).ok())??;
+        log.starts_with(dir).then(|| process.file_name().to_str()?.parse().ok())?
     });
-    logs.filter(|log| log.starts_with(dir)).count()
+    logs.collect()
 }

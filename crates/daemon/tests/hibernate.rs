@@ -5,9 +5,11 @@
 mod support;
 
 use futures_util::future::join_all;
-use pando_store::Store;
+use pando_store::{Checkpoint, Kind, PAGE_BYTES, Store};
 use pando_wire::api::State;
 use serde_json::{Value, json};
+use sqlx::SqlitePool;
+use sqlx::sqlite::SqliteConnectOptions;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use support::{Daemon, eventually, exists};
@@ -19,6 +21,12 @@ fn stored(daemon: &Daemon) -> Vec<String> {
 fn layers(daemon: &Daemon) -> BTreeSet<String> {
     let all = std::fs::read_dir(daemon.config.state_dir.join("layers")).unwrap().flatten();
     all.map(|layer| layer.file_name().into_string().unwrap()).collect()
+}
+
+/// How many disks there are in each of what is stored.
+fn disks(daemon: &Daemon) -> Vec<usize> {
+    let store = Store::open(&daemon.config.state_dir.join("store")).unwrap();
+    stored(daemon).iter().map(|name| store.checkpoint(name).unwrap().disks.len()).collect()
 }
 
 fn sockets(daemon: &Daemon) -> usize {
@@ -45,9 +53,10 @@ async fn a_vm_sleeps_without_a_process_and_wakes_as_the_same_one() {
 
     let asleep = daemon.vm("web").await;
     assert_eq!((asleep.state, asleep.pid, asleep.ending), (State::Hibernated, None, None));
-    assert_eq!((daemon.monitors(), sockets(&daemon), layers(&daemon).len()), (0, 0, 0));
+    assert_eq!((daemon.monitors(), sockets(&daemon)), (0, 0));
+    assert_eq!(layers(&daemon), BTreeSet::from([before.id.clone()]), "its disk is where it was");
     assert!(!exists(before.pid.unwrap()));
-    assert_eq!(stored(&daemon).len(), 1);
+    assert_eq!(disks(&daemon), [0]);
     assert_eq!(daemon.get("/checkpoints").await.1, json!([]), "it is the VM's own");
     for (what, infinitive) in
         [("hibernate", "hibernate"), ("pause", "pause"), ("start", "start"), ("stop", "stop"), ("kill", "kill")]
@@ -60,7 +69,7 @@ async fn a_vm_sleeps_without_a_process_and_wakes_as_the_same_one() {
 
     let awake = daemon.vm("web").await;
     assert_eq!((awake.state, &awake.id, &awake.env), (State::Running, &before.id, &before.env));
-    assert_eq!(log(&daemon, "web").await, "booted web\nslept as web\nchild of web of 1 layers\n");
+    assert_eq!(log(&daemon, "web").await, "booted web\nslept as web\nchild of web without its disk\n");
     assert_eq!(order(&daemon, "web", "wake").await, (409, "cannot wake web: it is running".into()));
     // Again: what it was woken from is no longer needed then.
     let first = stored(&daemon);
@@ -68,7 +77,7 @@ async fn a_vm_sleeps_without_a_process_and_wakes_as_the_same_one() {
     assert_eq!(stored(&daemon).len(), 1);
     assert_ne!(stored(&daemon), first);
     assert_eq!(order(&daemon, "web", "wake").await, DONE);
-    // Its disk is one layer, which it can be booted from, and forked.
+    // It can be booted from its disk, and forked.
     assert_eq!(daemon.fork("web", &["child"]).await.children[0].error, None);
     assert_eq!(order(&daemon, "web", "kill").await, DONE);
     assert_eq!(order(&daemon, "web", "start").await, DONE);
@@ -194,7 +203,11 @@ async fn a_layer_that_a_child_reads_stays_and_what_sleeps_is_removed_with_its_vm
 #[tokio::test]
 async fn a_vm_that_cannot_be_stored_runs_on() {
     let daemon = Daemon::start().await;
-    for (vm, error) in [("unsavable", "cannot store unsavable"), ("no-fork", "cannot fork no-fork")] {
+    for (vm, error) in [
+        ("unsavable", "cannot store unsavable"),
+        ("no-fork", "cannot fork no-fork"),
+        ("unflushable", "cannot hibernate unflushable"),
+    ] {
         let before = daemon.run(vm).await;
         let had = (daemon.monitors(), sockets(&daemon), layers(&daemon));
 
@@ -209,6 +222,83 @@ async fn a_vm_that_cannot_be_stored_runs_on() {
         assert_eq!(order(&daemon, vm, "pause").await, DONE);
         assert_eq!(order(&daemon, vm, "resume").await, DONE);
     }
+}
+
+#[tokio::test]
+async fn a_child_that_sleeps_wakes_with_the_layers_of_its_parent_that_was_removed_meanwhile() {
+    let daemon = Daemon::start().await;
+    let web = daemon.run("web").await;
+    daemon.fork("web", &["child"]).await;
+    let child = daemon.vm("child").await;
+    assert_eq!(order(&daemon, "child", "hibernate").await, DONE);
+    assert_eq!(daemon.delete("/vms/web?force=true").await.0, 204);
+    assert_eq!(layers(&daemon), BTreeSet::from([web.id, child.id]));
+
+    assert_eq!(order(&daemon, "child", "wake").await, DONE);
+
+    assert_eq!(daemon.vm("child").await.state, State::Running);
+    assert_eq!(daemon.delete("/vms/child?force=true").await.0, 204);
+    assert_eq!((stored(&daemon).len(), layers(&daemon).len()), (0, 0));
+}
+
+#[tokio::test]
+async fn what_a_vm_woke_from_is_not_woken_again_when_its_monitor_dies_before_its_agent_answers() {
+    let daemon = Daemon::start().await;
+    let web = daemon.run("web").await;
+    // At what a VM that woke is told last: by then it has run.
+    let run = json!({"name": "short", "image": web.image, "kernel": daemon.path().join("kernel"), "env": {"DIE": "1"}});
+    assert_eq!(daemon.post("/vms", run).await.0, 200);
+    assert_eq!(order(&daemon, "short", "hibernate").await, DONE);
+
+    assert_ne!(order(&daemon, "short", "wake").await.0, 200);
+
+    assert_eq!(daemon.vm("short").await.state, State::Stopped);
+    assert_eq!(order(&daemon, "short", "wake").await, (409, "cannot wake short: it is stopped".into()));
+    assert_eq!(order(&daemon, "short", "start").await, DONE);
+    assert_eq!(order(&daemon, "short", "hibernate").await, DONE);
+    assert_eq!(stored(&daemon).len(), 1, "what it was woken from is gone");
+}
+
+/// Until version 5 of the database, a VM slept with its disk in the store, and without layers.
+#[tokio::test]
+async fn a_vm_that_an_earlier_build_put_to_sleep_with_its_disk_wakes() {
+    let mut daemon = Daemon::start().await;
+    daemon.run("web").await;
+    assert_eq!(order(&daemon, "web", "hibernate").await, DONE);
+    daemon.stop().await;
+    let sleep = stored(&daemon).remove(0);
+    let store = Store::open(&daemon.config.state_dir.join("store")).unwrap();
+    let slept = store.checkpoint(&sleep).unwrap();
+    let writer = store.writer().unwrap();
+    let layer = |kind, pages| {
+        let mut layer = writer.layer(kind, pages).unwrap();
+        layer.write(3, &[7; PAGE_BYTES]).unwrap();
+        layer.finish().unwrap()
+    };
+    let pages = store.layer_pages(slept.memory.unwrap()).unwrap();
+    let (memory, disk) = (Some(layer(Kind::Memory, pages)), layer(Kind::Disk, 8));
+    store.remove(&sleep).unwrap();
+    writer.publish(&Checkpoint { memory, disks: vec![disk], ..slept }).unwrap();
+    let database =
+        SqlitePool::connect_with(SqliteConnectOptions::new().filename(daemon.config.state_dir.join("pando.db")));
+    let database = database.await.unwrap();
+    sqlx::raw_sql("UPDATE vms SET layer = sleep; UPDATE layers SET layer = (SELECT sleep FROM vms)")
+        .execute(&database)
+        .await
+        .unwrap();
+    database.close().await;
+    daemon.start_again().await;
+    assert_eq!(layers(&daemon), BTreeSet::new());
+
+    assert_eq!(order(&daemon, "web", "wake").await, DONE);
+
+    assert_eq!(log(&daemon, "web").await.matches("slept with its disk as web").count(), 1);
+    assert_eq!(layers(&daemon), BTreeSet::from([sleep]));
+    assert_eq!(order(&daemon, "web", "hibernate").await, DONE);
+    assert_eq!(disks(&daemon), [0]);
+    assert_eq!(order(&daemon, "web", "wake").await, DONE);
+    assert_eq!(daemon.delete("/vms/web?force=true").await.0, 204);
+    assert_eq!((stored(&daemon).len(), layers(&daemon).len()), (0, 0));
 }
 
 #[tokio::test]

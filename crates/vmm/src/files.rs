@@ -24,11 +24,19 @@ pub(crate) struct BootFiles {
     pub(crate) inherited_journals: Vec<File>,
 }
 
+/// What a VM that slept with its disk where it was is given beside.
+pub(crate) struct AsleepFiles {
+    /// To a page server.
+    pub(crate) connections: Vec<UnixStream>,
+    pub(crate) inherited_journals: Vec<File>,
+}
+
 /// What a VM is given beside, by where it comes from.
 pub(crate) enum More {
     Boot(BootFiles),
     /// Connections to a page server.
     Checkpoint(Vec<UnixStream>),
+    Asleep(AsleepFiles),
     Fork,
 }
 
@@ -55,6 +63,7 @@ pub(crate) fn take(start: &Start, descriptors: Vec<OwnedFd>) -> Result<(Files, M
         Origin::Boot(boot) => 2 + if boot.recover_layers { inherited } else { 0 },
         Origin::Fork => 0,
         Origin::Checkpoint(_) => PAGES_CONNECTIONS,
+        Origin::Asleep(_) => PAGES_CONNECTIONS + inherited,
     };
     let wanted = 6 + inherited + more;
     let count = FilesError::Count { got: descriptors.len(), wanted };
@@ -76,11 +85,19 @@ pub(crate) fn take(start: &Start, descriptors: Vec<OwnedFd>) -> Result<(Files, M
     };
     let more = match &start.origin {
         Origin::Fork => More::Fork,
-        Origin::Checkpoint(_) => More::Checkpoint(rest.map(|socket| UnixStream::from(OwnedFd::from(socket))).collect()),
+        Origin::Checkpoint(_) => More::Checkpoint(connections(rest)),
+        Origin::Asleep(_) => More::Asleep(AsleepFiles {
+            connections: connections(rest.by_ref().take(PAGES_CONNECTIONS)),
+            inherited_journals: rest.collect(),
+        }),
         Origin::Boot(_) => {
             let (Some(kernel), Some(initramfs)) = (rest.next(), rest.next()) else { return Err(count) };
             More::Boot(BootFiles { kernel, initramfs, inherited_journals: rest.collect() })
         }
     };
     Ok((files, more))
+}
+
+fn connections(sockets: impl Iterator<Item = File>) -> Vec<UnixStream> {
+    sockets.map(|socket| UnixStream::from(OwnedFd::from(socket))).collect()
 }

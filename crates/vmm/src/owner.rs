@@ -6,6 +6,7 @@ use crate::fork::Inherited;
 use crate::gate::lock;
 use crate::image::{DiskImage, Image};
 use crate::platform::Twin;
+use crate::save::SaveError;
 use crate::vm::{Vm, micros};
 use pando_wire::control::{
     Connection, Ending, Listener, MAX_CHILDREN, Origin, Phase, Request, Response, Start, StartTimings, Status, VERSION,
@@ -222,7 +223,9 @@ impl Owner {
                 self.connections[index].watches = true;
                 Response::Done
             }
-            Request::Save => self.save(descriptors),
+            Request::Save => self.with_seed(|seed| seed.save(descriptors)),
+            Request::SaveWithoutDisk => self.with_seed(|seed| seed.save_without_disk(descriptors)),
+            Request::Flush => self.with_vm(|vm| vm.flush().map(|()| Response::Done)),
             Request::Gather => {
                 self.connections[index].gathers = self.is_gathering();
                 if self.connections[index].gathers {
@@ -333,7 +336,14 @@ impl Owner {
             (Origin::Checkpoint(restore), More::Checkpoint(connections), None) => {
                 let asked = Instant::now();
                 self.is_restored = true;
-                (Image::from_server(&files.kvm, restore, connections, self.events.clone())?, asked, restore.is_twin)
+                let image = Image::from_server(&files.kvm, &restore.into(), connections, self.events.clone())?;
+                (image, asked, restore.is_twin)
+            }
+            (Origin::Asleep(asleep), More::Asleep(from), None) => {
+                let asked = Instant::now();
+                self.is_restored = true;
+                let image = Image::from_server(&files.kvm, &asleep.into(), from.connections, self.events.clone())?;
+                (image.with_own_disk(from.inherited_journals), asked, false)
             }
             (Origin::Fork, More::Fork, Some(mut inherited)) => {
                 timings.seed_us = micros(inherited.born - inherited.asked);
@@ -351,7 +361,9 @@ impl Owner {
         let twin = Twin { id: start.generation, is_new };
         let mut vm = Vm::start(image, files, &twin, self.events.clone(), &mut timings)?;
         vm.platform.repeat_interrupts();
-        vm.resume();
+        if !stands_still(&start.origin) {
+            vm.resume();
+        }
         timings.total_us = micros(asked.elapsed());
         if self.is_child {
             vm.begin_huge_pages();
@@ -381,9 +393,18 @@ impl Owner {
         Response::Done
     }
 
-    fn save(&self, descriptors: Vec<OwnedFd>) -> Response {
+    fn with_seed(&self, save: impl FnOnce(&Inherited) -> Result<(), SaveError>) -> Response {
         let Some(seed) = &self.inherited else { return refused(&Refusal::NotASeed) };
-        seed.save(descriptors).map_or_else(|error| refused(&error), |()| Response::Done)
+        save(seed).map_or_else(|error| refused(&error), |()| Response::Done)
+    }
+}
+
+/// Whether a VM that begins so waits for who woke it to have written that down.
+fn stands_still(origin: &Origin) -> bool {
+    match origin {
+        Origin::Boot(_) | Origin::Fork => false,
+        Origin::Checkpoint(restore) => !restore.is_twin,
+        Origin::Asleep(_) => true,
     }
 }
 

@@ -12,7 +12,7 @@ use pando_devices::virtio::block::{self, Block};
 use pando_devices::virtio::mmio::{Effect, LiveRegisters, MmioDevice, Transport, TransportState, TransportStateError};
 use pando_devices::virtio::rng::Rng;
 use pando_devices::virtio::vsock::{Vsock, VsockRestoreError, VsockState};
-use pando_disk::Disk;
+use pando_disk::{Disk, FlushError};
 use pando_memory::{HugePages, MMIO_DEVICE_LEN, MMIO_DEVICES};
 use pando_sys::Vm;
 use rustix::event::{EventfdFlags, eventfd};
@@ -229,6 +229,11 @@ impl Platform {
         if let Some(block) = lock(&self.block).as_mut() {
             block.device_mut().backing_mut().seal();
         }
+    }
+
+    /// Makes durable what the disk holds. Its device thread stands still.
+    pub(crate) fn flush_disk(&self) -> Result<(), FlushError> {
+        lock(&self.block).as_mut().map_or(Ok(()), |block| block.device_mut().backing_mut().flush())
     }
 
     /// Takes the disk out, in the seed of a fork. `None` when that was done before.

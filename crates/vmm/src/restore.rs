@@ -9,8 +9,9 @@ use pando_disk::BLOCK_BYTES;
 use pando_memory::AllocateError;
 use pando_memory::pager::{self, Pager};
 use pando_sys::{Kvm, SysError, Userfault};
-use pando_wire::control::{Restore, WorkingSet};
+use pando_wire::control::{Asleep, Restore, WorkingSet};
 use pando_wire::pages::{AskError, Client, Description};
+use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use vm_memory::{Address, GuestMemoryBackend};
@@ -41,11 +42,33 @@ pub(crate) enum RestoreError {
     Pager(#[from] pager::StartError),
 }
 
+/// What was saved, as the daemon knows it.
+pub(crate) struct Wanted {
+    vcpus: u8,
+    memory_bytes: u64,
+    /// 0 where the disk was not saved.
+    disk_bytes: u64,
+}
+
+impl From<&Restore> for Wanted {
+    fn from(restore: &Restore) -> Self {
+        let Restore { vcpus, memory_bytes, disk_bytes, is_twin: _ } = *restore;
+        Self { vcpus, memory_bytes, disk_bytes }
+    }
+}
+
+impl From<&Asleep> for Wanted {
+    fn from(asleep: &Asleep) -> Self {
+        let Asleep { vcpus, memory_bytes } = *asleep;
+        Self { vcpus, memory_bytes, disk_bytes: 0 }
+    }
+}
+
 impl Image {
     /// What the server at the other end of `connections` has. From here on its memory may be touched, and is waited for.
     pub(crate) fn from_server(
         kvm: &Kvm,
-        wanted: &Restore,
+        wanted: &Wanted,
         connections: Vec<UnixStream>,
         events: Events,
     ) -> Result<Self, RestoreError> {
@@ -73,10 +96,15 @@ impl Image {
         let arriving = Some(Arc::new(Arriving { pager, server }));
         Ok(Self { machine, memory, disk, expected: WorkingSet::default(), arriving })
     }
+
+    /// The same, with the disk that the VM had made durable, as its own journal and those of the inherited layers tell.
+    pub(crate) fn with_own_disk(self, inherited_journals: Vec<File>) -> Self {
+        Self { disk: DiskImage::Kept { inherited_journals }, ..self }
+    }
 }
 
 fn check(
-    wanted: &Restore,
+    wanted: &Wanted,
     described: &Description,
     machine: &MachineState,
     memory_pages: u64,

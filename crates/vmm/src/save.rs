@@ -26,7 +26,7 @@ const KNOWN_AT_ONCE: usize = 8192;
 /// Why a seed is not saved. It stays as it was.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SaveError {
-    /// Not a socket, and a file for each layer, and with or without what an earlier seed is known by.
+    /// Not a socket, and a file for each layer to be read, and with or without what an earlier seed is known by.
     #[error("{got} descriptors came with the request, where a socket and {layers} files of layers belong")]
     Descriptors { got: usize, layers: usize },
     /// It cannot be: a child of a fork has a sealed disk.
@@ -45,7 +45,16 @@ impl Inherited {
     /// have; the others are as [`Request::Save`](pando_wire::control::Request::Save) lists them.
     pub(crate) fn save(&self, descriptors: Vec<OwnedFd>) -> Result<(), SaveError> {
         let DiskImage::Sealed(disk) = &self.image.disk else { return Err(SaveError::NotSealed) };
-        let layers = disk.layers();
+        self.save_with(Some(disk), descriptors)
+    }
+
+    /// The same, and nothing of the disk, of which no layer comes.
+    pub(crate) fn save_without_disk(&self, descriptors: Vec<OwnedFd>) -> Result<(), SaveError> {
+        self.save_with(None, descriptors)
+    }
+
+    fn save_with(&self, disk: Option<&Sealed>, descriptors: Vec<OwnedFd>) -> Result<(), SaveError> {
+        let layers = disk.map_or(0, Sealed::layers);
         if ![1 + layers, 1 + layers + 3].contains(&descriptors.len()) {
             return Err(SaveError::Descriptors { got: descriptors.len(), layers });
         }
@@ -70,12 +79,13 @@ impl Inherited {
 fn write(
     image: &Image,
     state: &[u8],
-    (disk, data): (&Sealed, &[File]),
+    (disk, data): (Option<&Sealed>, &[File]),
     seeds: Option<&TwoSeeds>,
     socket: UnixStream,
 ) -> io::Result<()> {
     let mut writer = Writer::begin(BufWriter::new(socket), image.machine.described(), state)?;
-    let layers = write_memory(&image.memory, seeds, &mut writer).and_then(|()| write_disk(disk, data, &mut writer));
+    let layers = write_memory(&image.memory, seeds, &mut writer)
+        .and_then(|()| disk.map_or(Ok(()), |disk| write_disk(disk, data, &mut writer)));
     match layers {
         Ok(()) => writer.end(),
         Err(error) => writer.fail(chain(error.as_ref())),

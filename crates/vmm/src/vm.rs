@@ -10,7 +10,7 @@ use crate::owner::Events;
 use crate::platform::{Host, Platform, PlatformError, Twin};
 use crate::server::{Arriving, FillError};
 use crate::vcpu::{self, Context, VcpuThread};
-use pando_disk::Disk;
+use pando_disk::{Disk, FlushError};
 use pando_memory::HugePages;
 use pando_sys::{SysError, VcpuState};
 use pando_wire::control::{Phase, StartTimings, WorkingSet};
@@ -62,6 +62,17 @@ pub(crate) enum StartError {
     /// Its threads.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
+}
+
+/// Why the disk of a VM is not known to be durable as it is.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VmFlushError {
+    /// What the guest writes next would not be durable.
+    #[error("only a VM that is paused is flushed")]
+    Running,
+    /// The disk.
+    #[error("cannot make the disk durable")]
+    Disk(#[from] FlushError),
 }
 
 impl Vm {
@@ -240,6 +251,14 @@ impl Vm {
     pub(crate) fn resume(&mut self) {
         if self.paused.take().is_some() {
             self.go();
+        }
+    }
+
+    /// Makes durable what the disk of a VM that stands still holds: nothing is written to it before it goes on.
+    pub(crate) fn flush(&mut self) -> Result<(), VmFlushError> {
+        match self.phase() {
+            Phase::Paused => Ok(self.platform.flush_disk()?),
+            Phase::Created | Phase::Running => Err(VmFlushError::Running),
         }
     }
 

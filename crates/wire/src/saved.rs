@@ -50,7 +50,8 @@ pub struct Layer {
     pub pages: u64,
 }
 
-/// What a layer is. They come in this order, one of each.
+/// What a layer is. They come in this order, one of each; no disk where the VM
+/// [keeps its own](crate::control::Request::SaveWithoutDisk).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum LayerKind {
     /// Pages that do not come are zeroes.
@@ -190,7 +191,7 @@ impl<R: Read> Reader<R> {
                 Ok(Some(Part::Same(first, pages)))
             }
             Some(Record::Same(..)) => Err(invalid("what is the same as earlier is not of the saved machine's RAM")),
-            Some(Record::End(pages)) if pages == self.pages && self.has(LayerKind::Disk) => Ok(None),
+            Some(Record::End(pages)) if pages == self.pages && self.layer.is_some() => Ok(None),
             Some(Record::End(_)) => Err(invalid("parts of the saved machine are missing")),
             Some(Record::Failed(chain)) => Err(io::Error::other(chain.join(": "))),
             Some(Record::Machine(..)) => Err(invalid("a saved machine has a second state")),
@@ -285,6 +286,16 @@ mod tests {
         assert_eq!(read(&stream()).unwrap(), "k 5 Memory(8) 1+2:1 4+3:same 7+1:2 Disk(4) 0+1:3 ");
     }
 
+    #[test]
+    fn a_machine_without_its_disk_is_whole() {
+        let mut bytes = Vec::new();
+        let mut writer = Writer::begin(&mut bytes, machine(), b"state").unwrap();
+        writer.layer(LayerKind::Memory, 8).unwrap();
+        writer.pages(1, &[1; PAGE_BYTES]).unwrap();
+        writer.end().unwrap();
+        assert_eq!(read(&bytes).unwrap(), "k 5 Memory(8) 1+1:1 ");
+    }
+
     /// A change here is a new [`VERSION`], unless it is a line more of what comes only where it was asked for.
     #[test]
     fn every_record_is_encoded_as_ever() {
@@ -320,7 +331,6 @@ mod tests {
         };
         let page = [1; PAGE_BYTES];
         refused(&|_| Ok(())); // Nothing but an end.
-        refused(&|writer| writer.layer(LayerKind::Memory, 8)); // No disk.
         refused(&|writer| writer.layer(LayerKind::Disk, 8)); // No RAM.
         refused(&|writer| writer.layer(LayerKind::Memory, u64::MAX));
         refused(&|writer| writer.pages(0, &page)); // Of no layer.
@@ -334,6 +344,10 @@ mod tests {
             writer.layer(LayerKind::Memory, 8)?;
             writer.pages(3, &page)?;
             writer.pages(3, &page) // Twice.
+        });
+        refused(&|writer| {
+            writer.layer(LayerKind::Memory, 8)?;
+            writer.layer(LayerKind::Memory, 8)
         });
         refused(&|writer| writer.same(0, 4)); // Of no layer.
         for (first, pages) in [(2, 4), (8, 4), (4, u64::MAX - 8), (u64::MAX, 4), (4, 0)] {

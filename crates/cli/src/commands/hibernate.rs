@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::parse;
 use std::process::ExitCode;
 
-/// Put VMs to sleep: into the store, memory and all, so that they cost no memory.
+/// Put VMs to sleep: memory into the store, so that they cost none.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  pando hibernate web")]
 pub(crate) struct Args {

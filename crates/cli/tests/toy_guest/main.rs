@@ -9,6 +9,7 @@ mod descriptors; // what a child has open
 mod huge; // memory is in huge pages again after a fork
 mod deaths; // somebody dies in the middle of it
 mod checkpoint; // seeds, and what was saved of one
+mod asleep; // its disk stays where it is meanwhile
 mod since; // what changed since an earlier checkpoint
 mod moments; // at random
 mod kept; // a checkpoint is of one instant

@@ -5,11 +5,12 @@ use sqlx::SqlitePool;
 
 /// What each version has that the one before had not, oldest first. Each ends by saying which version it is. One that a
 /// daemon may have run is never changed.
-const STEPS: [&str; 4] = [
+const STEPS: [&str; 5] = [
     include_str!("schema/1-vms.sql"),
     include_str!("schema/2-checkpoints.sql"),
     include_str!("schema/3-sleep.sql"),
     include_str!("schema/4-settings.sql"),
+    include_str!("schema/5-woken.sql"),
 ];
 
 /// The schema that this build writes and reads.
@@ -77,6 +78,45 @@ mod tests {
         assert_eq!(db.settings().await.unwrap(), []);
         assert_eq!(vms[1].idle_timeout_ms, None);
         assert_eq!(version(&db.read).await.unwrap(), SCHEMA);
+    }
+
+    /// Until schema 5, what a VM had been woken from was called like its layer.
+    #[tokio::test]
+    async fn what_the_store_has_of_vms_that_slept_in_an_earlier_version_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let pool = open(&path).await;
+        for step in &STEPS[..4] {
+            sqlx::raw_sql(*step).execute(&pool).await.unwrap();
+        }
+        let rows = [
+            ("asleep", "'hibernated', 's', 's'"),
+            ("waking", "'starting', 's', 's'"),
+            ("awake", "'running', 's', NULL"),
+            ("falling", "'running', 's', 't'"),
+            ("never", "'running', NULL, 't'"),
+        ];
+        for (name, rest) in rows {
+            let insert = format!(
+                "INSERT INTO vms (id, name, generation, image, cpus, memory_bytes, command, env, created_ms, owner, epoch, \
+                 state, layer, sleep) VALUES ('{name}', '{name}', 0, 'd', 1, 1, '[]', '{{}}', 7, 'owner', 1, {rest})"
+            );
+            sqlx::raw_sql(sqlx::AssertSqlSafe(insert)).execute(&pool).await.unwrap();
+        }
+        pool.close().await;
+
+        let db = Db::open(&path, "owner", None).await.unwrap();
+
+        for (name, layer, woken, is_to_wake) in [
+            ("asleep", "s", None, false),
+            ("waking", "s", None, true),
+            ("awake", "s", Some("s"), false),
+            ("falling", "s", Some("s"), false),
+            ("never", "never", None, false),
+        ] {
+            let vm = db.vm(name).await.unwrap().unwrap();
+            assert_eq!((vm.layer(), vm.woken.as_deref(), vm.is_to_wake()), (layer, woken, is_to_wake), "{name}");
+        }
     }
 
     #[tokio::test]

@@ -206,6 +206,7 @@ mod tests {
             epoch: 1,
             layer: None,
             sleep: None,
+            woken: None,
             idle_timeout_ms: Some(9),
         };
         Insert { record, inherited: vec!["root".into()] }

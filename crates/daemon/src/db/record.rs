@@ -27,11 +27,12 @@ pub(crate) struct Record {
     pub(crate) created_ms: i64,
     pub(crate) owner: String,
     pub(crate) epoch: i64,
-    /// The layer that it writes, if that is not called like the VM: it has slept, and this is also the name of what it
-    /// was woken from in the store.
+    /// The layer that it writes, if that is not called like the VM: it has slept in a build that stored its disk.
     pub(crate) layer: Option<String>,
     /// What the store calls the VM as it sleeps. In one that runs: as it is to sleep.
     pub(crate) sleep: Option<String>,
+    /// What the store has it from, once it has run since. The same as `sleep` until its agent has answered.
+    pub(crate) woken: Option<String>,
     /// After how long without use it hibernates by itself: never when 0, as the settings say when `None`.
     pub(crate) idle_timeout_ms: Option<u64>,
 }
@@ -40,6 +41,16 @@ impl Record {
     /// The layer that it writes.
     pub(crate) fn layer(&self) -> &str {
         self.layer.as_deref().unwrap_or(&self.id)
+    }
+
+    /// Whether it is being woken, and has not run since it slept: what the store has of it is still what it is.
+    pub(crate) fn is_to_wake(&self) -> bool {
+        self.state == State::Starting && self.sleep.is_some() && self.sleep != self.woken
+    }
+
+    /// What the store may have of it.
+    pub(crate) fn stored(&self) -> impl Iterator<Item = &String> {
+        self.sleep.iter().chain(&self.woken)
     }
 
     /// As the API shows it.
@@ -105,6 +116,7 @@ pub(super) struct Row {
     epoch: i64,
     layer: Option<String>,
     sleep: Option<String>,
+    woken: Option<String>,
     idle_timeout_ms: Option<i64>,
 }
 
@@ -147,6 +159,7 @@ impl TryFrom<Row> for Record {
             epoch: row.epoch,
             layer: row.layer,
             sleep: row.sleep,
+            woken: row.woken,
             idle_timeout_ms,
         })
     }

@@ -1,7 +1,6 @@
-//! VMs that fall asleep.
+//! VMs that fall asleep, and wake.
 
 use super::events::{Kind, append};
-use super::layers::unused;
 use super::record::state_name;
 use super::{Db, DbError};
 use pando_wire::api::State;
@@ -23,19 +22,13 @@ impl Db {
         self.commit(write).await
     }
 
-    /// Writes down that VM `id`, which runs, sleeps in the store as `sleep`, so that a power failure does not undo it. When
-    /// it wakes it has one layer, of that name. The answer is the layers that nobody needs any more, or `None` if it does
-    /// not run, and then nothing happened. `detail` is the event's.
-    pub(crate) async fn fall_asleep(
-        &self,
-        id: &str,
-        epoch: i64,
-        sleep: &str,
-        detail: &str,
-    ) -> Result<Option<Vec<String>>, DbError> {
+    /// Writes down that VM `id`, which runs, sleeps in the store as `sleep`, so that a power failure does not undo it. What
+    /// it was woken from before is forgotten. The answer is whether it ran; if not, nothing happened. `detail` is the
+    /// event's.
+    pub(crate) async fn fall_asleep(&self, id: &str, epoch: i64, sleep: &str, detail: &str) -> Result<bool, DbError> {
         let mut write = self.begin_durably().await?;
         let changed = sqlx::query(
-            "UPDATE vms SET state = ?1, pid = NULL, layer = ?2, sleep = ?2 WHERE id = ?3 AND epoch = ?4 AND state = ?5",
+            "UPDATE vms SET state = ?, pid = NULL, sleep = ?, woken = NULL WHERE id = ? AND epoch = ? AND state = ?",
         )
         .bind(state_name(State::Hibernated))
         .bind(sleep)
@@ -45,26 +38,34 @@ impl Db {
         .execute(write.on())
         .await?;
         if changed.rows_affected() == 0 {
-            return Ok(None);
+            return Ok(false);
         }
-        let layers: Vec<String> = sqlx::query_scalar("DELETE FROM layers WHERE vm = ? RETURNING layer")
-            .bind(id)
-            .fetch_all(write.on())
-            .await?;
-        sqlx::query("INSERT INTO layers (vm, position, layer) VALUES (?, 0, ?)")
-            .bind(id)
-            .bind(sleep)
-            .execute(write.on())
-            .await?;
-        let unused = unused(&mut write, layers).await?;
         append(&mut write, id, Kind::Hibernated, detail).await?;
         self.commit(write).await?;
-        Ok(Some(unused))
+        Ok(true)
+    }
+
+    /// Writes down that VM `id`, which is being woken, runs from now on, so that a power failure does not undo it: it is
+    /// never woken from the same sleep again. The answer is whether it was being woken; if not, nothing happened.
+    pub(crate) async fn leave_sleep(&self, id: &str, epoch: i64) -> Result<bool, DbError> {
+        let mut write = self.begin_durably().await?;
+        let changed =
+            sqlx::query("UPDATE vms SET woken = sleep WHERE id = ? AND epoch = ? AND state = ? AND sleep IS NOT NULL")
+                .bind(id)
+                .bind(epoch)
+                .bind(state_name(State::Starting))
+                .execute(write.on())
+                .await?;
+        if changed.rows_affected() == 0 {
+            return Ok(false);
+        }
+        self.commit(write).await?;
+        Ok(true)
     }
 
     /// What the store may have of VMs: as they sleep, are to sleep, or were woken.
     pub(crate) async fn sleeps(&self) -> Result<BTreeSet<String>, DbError> {
         let vms = self.vms().await?;
-        Ok(vms.into_iter().flat_map(|vm| vm.sleep.into_iter().chain(vm.layer)).collect())
+        Ok(vms.into_iter().flat_map(|vm| vm.stored().cloned().collect::<Vec<_>>()).collect())
     }
 }

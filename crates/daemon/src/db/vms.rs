@@ -27,7 +27,7 @@ pub(crate) enum Change<'a> {
     Paused,
     /// It no longer stands still.
     Resumed,
-    /// It ended. One that was to wake sleeps on.
+    /// It ended. One that was to wake, and has not run yet, sleeps on.
     Stopped { ending: &'a str },
 }
 
@@ -98,11 +98,12 @@ impl Db {
         if !change.may_follow(before.state) {
             return Ok(false);
         }
-        let was_to_wake = before.state == State::Starting && before.sleep.is_some();
+        let was_to_wake = before.is_to_wake();
         let sleep = match change {
-            // Its place in the store is known by its layer from here on.
+            // It is what it was woken from, from here on.
             Change::Running { .. } => None,
             Change::Starting if before.state == State::Stopped => None,
+            Change::Stopped { .. } if before.state == State::Starting && !was_to_wake => None,
             _ => before.sleep,
         };
         let (state, ending, pid, event) = match change {

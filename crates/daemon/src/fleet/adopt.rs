@@ -120,6 +120,10 @@ impl Fleet {
             }
             Found::Alive(status) => status,
         };
+        if record.is_to_wake() {
+            // It was being woken, and stands still since: nobody was told, and it sleeps on.
+            return Ok(self.0.supervisor.kill(id).await.is_some());
+        }
         tracing::info!(vm = id, name = record.name, pid = status.pid, "adopted");
         self.0.db.change(id, *epoch, Change::Monitored { pid: status.pid }).await?;
         match (record.state, status.phase) {
@@ -198,6 +202,10 @@ impl Fleet {
         let socket = self.0.paths.vsock_socket(&record.id);
         let unfinished = |source| FleetError::Agent { name: record.name.clone(), source };
         let finished = async {
+            if record.sleep.is_some() {
+                // The earlier daemon may have written down that it runs, and no more.
+                self.order(&record, "wake", &Request::Resume).await?;
+            }
             Agent::reach(&socket, &AgentRequest::Ping, START_LIMIT).await.map_err(unfinished)?;
             self.set_clock(&record).await?;
             if record.generation > 0 || record.sleep.is_some() {

@@ -189,6 +189,7 @@ fn plan(
                     epoch: 1,
                     layer: None,
                     sleep: None,
+                    woken: None,
                     ..model.clone()
                 };
                 inserts.push(Insert { record: record.clone(), inherited: layers.to_vec() });

@@ -8,10 +8,10 @@ use crate::db::{Change, Insert, Record, now_ms};
 use crate::monitor::{Monitor, MonitorError};
 use crate::settings;
 use crate::supervisor::{DIED, Process, spawn};
-use pando_disk::{BLOCK_BYTES, MAX_DISK_BYTES};
+use pando_disk::{BLOCK_BYTES, MAX_DISK_BYTES, MAX_LAYERS};
 use pando_wire::agent::Request as AgentRequest;
 use pando_wire::api::{RunRequest, State, Vm};
-use pando_wire::control::{Boot, Listener, Origin, Request, Start};
+use pando_wire::control::{Boot, Listener, Origin, PAGES_CONNECTIONS, Request, Start};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::io;
 use std::sync::Arc;
@@ -31,6 +31,8 @@ const MAX_DESCRIPTORS: usize = 253;
 /// The most inherited layers that a stopped VM can be started with: each is two descriptors, and eight are something
 /// else.
 const MAX_RECOVERED_LAYERS: usize = (MAX_DESCRIPTORS - 8) / 2;
+/// One that sleeps has connections to a page server instead of a kernel and an initramfs.
+const _: () = assert!(6 + PAGES_CONNECTIONS + 2 * (MAX_LAYERS - 1) <= MAX_DESCRIPTORS, "every VM that sleeps can wake");
 
 impl Fleet {
     /// Creates a VM, boots it and waits until its agent answers. Either there is a running VM then, or nothing.
@@ -74,6 +76,7 @@ impl Fleet {
             epoch: 1,
             layer: None,
             sleep: None,
+            woken: None,
             idle_timeout_ms: request.idle_timeout_ms,
         };
         let inserted = self.0.db.insert_vms(move |is_taken| {
@@ -183,7 +186,7 @@ impl Fleet {
         let vsock = inner.paths.vsock_socket(&record.id);
         let up = async {
             monitor.send(&Request::Watch, &[]).await?;
-            monitor.send(&Request::Start(start), &descriptors(&shared, &own, Some(&boot))).await?;
+            monitor.send(&Request::Start(start), &descriptors(&shared, &own, boot.fds())).await?;
             launch::started(answered).await?;
             drop((own, shared, boot)); // They are the monitor's now.
             Ok(Agent::reach(&vsock, &AgentRequest::Ping, BOOT_LIMIT).await)

@@ -38,6 +38,13 @@ pub(super) struct BootFiles {
     pub(super) initramfs: OwnedFd,
 }
 
+impl BootFiles {
+    /// As [`descriptors`] takes them.
+    pub(super) fn fds(&self) -> [BorrowedFd<'_>; 2] {
+        [self.kernel.as_fd(), self.initramfs.as_fd()]
+    }
+}
+
 impl Own {
     /// Creates the files and sockets of VM `id`, whose `layer` is new. That's name is not durable yet, see [`sync_layer`].
     pub(super) fn create(paths: &Paths, id: &str, layer: &str) -> Result<(Self, Listener), FleetError> {
@@ -110,14 +117,17 @@ impl Shared {
     }
 }
 
-/// Every descriptor of a VM, in the order that [`pando_wire::control::Start`] documents.
-pub(super) fn descriptors<'a>(shared: &'a Shared, own: &'a Own, boot: Option<&'a BootFiles>) -> Vec<BorrowedFd<'a>> {
+/// Every descriptor of a VM, in the order that [`pando_wire::control::Start`] documents. `beside` is what comes between those
+/// that every VM is given and the journals of inherited layers.
+pub(super) fn descriptors<'a>(
+    shared: &'a Shared,
+    own: &'a Own,
+    beside: impl IntoIterator<Item = BorrowedFd<'a>>,
+) -> Vec<BorrowedFd<'a>> {
     let mut all = vec![shared.kvm.as_fd(), own.console.as_fd(), own.vsock.as_fd(), shared.base.as_fd()];
     all.extend(shared.inherited.iter().map(AsFd::as_fd));
     all.extend([own.data.as_fd(), own.journal.as_fd()]);
-    if let Some(boot) = boot {
-        all.extend([boot.kernel.as_fd(), boot.initramfs.as_fd()]);
-    }
+    all.extend(beside);
     all.extend(shared.journals.iter().map(AsFd::as_fd));
     all
 }
@@ -126,6 +136,12 @@ pub(super) fn descriptors<'a>(shared: &'a Shared, own: &'a Own, boot: Option<&'a
 pub(super) fn has_disk(paths: &Paths, layer: &str) -> bool {
     let holds = |name: &str| paths.layer(layer).join(name).metadata().is_ok_and(|found| found.len() > 0);
     holds(DATA_FILE) && holds(JOURNAL_FILE)
+}
+
+/// Makes the names of `layers`, and of what is in them, durable.
+pub(super) fn sync_names(paths: &Paths, layers: &[String]) -> io::Result<()> {
+    layers.iter().try_for_each(|layer| crate::paths::sync(&paths.layer(layer)))?;
+    crate::paths::sync(&paths.all_layers())
 }
 
 /// Makes the names of a new layer durable. Not part of the creation, because it waits for the disk and a fork does

@@ -277,7 +277,7 @@ impl Fleet {
         // All of it waits for the child to be born.
         monitor.send(&Request::Watch, &[]).await.map_err(failed)?;
         monitor.send(&Request::Status, &[]).await.map_err(failed)?;
-        monitor.send(&Request::Start(start), &descriptors(&shared, &own, None)).await.map_err(failed)?;
+        monitor.send(&Request::Start(start), &descriptors(&shared, &own, [])).await.map_err(failed)?;
         let process = launch::born(&monitor).await.map_err(failed)?;
         let (live, answered) = inner.supervisor.supervise(&record.id, record.epoch, process, monitor);
         let twin = Twin { record, live, answered, arrival, origin: "forked" };

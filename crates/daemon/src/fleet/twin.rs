@@ -51,6 +51,7 @@ impl Fleet {
                 started.map_err(|source| FleetError::Monitor { name: record.name.clone(), wanted: "start", source })?;
             let runs = Instant::now();
             drop(files); // They are the monitor's now.
+            self.let_run(&record).await?;
             let answer = Agent::reach(&vsock, &AgentRequest::Ping, limit).await;
             let (ready_us, agent_us) = (micros(arrival.elapsed()), micros(runs.elapsed()));
             answer

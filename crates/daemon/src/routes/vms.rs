@@ -132,7 +132,7 @@ pub(super) async fn resume(State(fleet): State<Fleet>, Name(name): Name) -> Resu
     to_its_end(async move { fleet.resume(&name).await }).await.map(Json)
 }
 
-/// Put a running VM to sleep: its memory, disk and machine go into the store, and its process ends.
+/// Put a running VM to sleep: its memory and machine go into the store, its disk stays, and its process ends.
 #[utoipa::path(
     post,
     path = "/vms/{name}/hibernate",
@@ -148,7 +148,7 @@ pub(super) async fn hibernate(State(fleet): State<Fleet>, Name(name): Name) -> R
     to_its_end(async move { fleet.hibernate(&name).await }).await.map(Json)
 }
 
-/// Bring back a VM that sleeps. A program, a connection to its agent, a fork or a checkpoint does so by itself.
+/// Bring back a VM that sleeps. After an error it sleeps on, or is stopped if it has run. A program, a connection to its agent, a fork or a checkpoint does so by itself.
 #[utoipa::path(
     post,
     path = "/vms/{name}/wake",

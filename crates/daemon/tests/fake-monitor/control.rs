@@ -1,17 +1,23 @@
 //! The control protocol.
 
-use crate::{Monitor, agent, pages};
+use crate::{FLUSHED, Monitor, agent, pages};
 use pando_wire::control::{
     Connection, Ending, ForkTimings, Origin, PAGES_CONNECTIONS, Phase, Request, Response, Start, StartTimings, Status,
     VERSION, WorkingSet,
 };
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What the journal of a disk says that was written to since it was flushed.
+const UNFLUSHED: &[u8] = b"journal";
+/// In what is saved without a disk, ahead of the instant that the disk is of.
+const DISK_OF: &str = ", which is of ";
 
 pub(crate) fn serve(monitor: &Arc<Monitor>, connection: Connection) {
     while let Ok(Some((request, descriptors))) = connection.receive() {
@@ -37,7 +43,7 @@ pub(crate) fn serve(monitor: &Arc<Monitor>, connection: Connection) {
                 }
             }
             Request::Pause => shift(monitor, Phase::Paused),
-            Request::Resume => shift(monitor, Phase::Running),
+            Request::Resume => go_on(monitor),
             Request::Kill => {
                 connection.send(&Response::Done, &[]).unwrap();
                 monitor.end(Ending::Killed);
@@ -59,7 +65,9 @@ pub(crate) fn serve(monitor: &Arc<Monitor>, connection: Connection) {
                 monitor.state.lock().unwrap().expected = pages;
                 Response::Done
             }
-            Request::Save => save(monitor, descriptors),
+            Request::Save => save(monitor, true, descriptors),
+            Request::SaveWithoutDisk => save(monitor, false, descriptors),
+            Request::Flush => flush(monitor),
             Request::Gather => {
                 // Until the process ends.
                 while monitor.name == "far" && !monitor.state.lock().unwrap().pages.is_empty() {
@@ -89,8 +97,9 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
         Origin::Checkpoint(restore) => {
             assert_eq!(restore.disk_bytes, pages::PAGES * 4096);
             assert_eq!(inherited, 0, "{start:?}");
-            (if restore.is_twin { "woken" } else { "slept as" }, PAGES_CONNECTIONS, false)
+            (if restore.is_twin { "woken" } else { "slept with its disk as" }, PAGES_CONNECTIONS, false)
         }
+        Origin::Asleep(_) => ("slept as", PAGES_CONNECTIONS, true),
     };
     let wanted = 6 + inherited + more + if recovers { inherited } else { 0 };
     assert_eq!(descriptors.len(), wanted, "{start:?}");
@@ -110,11 +119,15 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
     let is_filled = |file: &File| file.metadata().unwrap().len() > 0;
     assert!(inherited.iter().all(is_filled));
     assert_eq!(is_filled(&data), recovers);
-    data.write_all_at(b"blocks", 0).unwrap();
-    journal.write_all_at(b"journal", 0).unwrap();
-    let pages: Vec<_> =
-        descriptors.filter(|_| matches!(start.origin, Origin::Checkpoint(_))).map(UnixStream::from).collect();
-    let mut machine = String::new();
+    let is_saved = matches!(start.origin, Origin::Checkpoint(_) | Origin::Asleep(_));
+    let pages: Vec<_> = descriptors.by_ref().take(if is_saved { more } else { 0 }).map(UnixStream::from).collect();
+    if recovers {
+        let journals = descriptors.skip(if is_saved { 0 } else { more });
+        assert_eq!(journals.map(File::from).filter(is_filled).count(), inherited.len());
+    }
+    let is_asleep = matches!(&start.origin, Origin::Asleep(_))
+        || matches!(&start.origin, Origin::Checkpoint(restore) if !restore.is_twin);
+    let mut machine = String::new(); // A line.
     if let Some(server) = pages.first() {
         BufReader::new(server).read_line(&mut machine).unwrap();
         if machine.is_empty() {
@@ -122,10 +135,22 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
         }
     }
 
+    if matches!(start.origin, Origin::Asleep(_)) {
+        let (said, instant) = machine.trim_end().split_once(DISK_OF).unwrap();
+        let mut journalled = String::new();
+        (&journal).read_to_string(&mut journalled).unwrap();
+        assert_eq!(journalled, journal_of(instant), "memory and disk are of one instant");
+        machine = format!("{said}\n");
+    } else {
+        data.write_all_at(b"blocks", 0).unwrap();
+        journal.write_all_at(UNFLUSHED, 0).unwrap();
+    }
+
     {
         let mut state = monitor.state.lock().unwrap();
-        state.phase = Phase::Running;
+        state.phase = if is_asleep { Phase::Paused } else { Phase::Running };
         state.disk = Some(data); // Its lock is held as long as it is open.
+        state.journal = Some(journal);
         // All of its memory has arrived, but for those of which that is not to be before they are asked to gather it.
         if ["arriving", "far", "lately"].contains(&monitor.name.as_str()) {
             state.pages = pages;
@@ -153,17 +178,20 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
 }
 
 /// What a seed says of itself, after which the stream ends.
-fn save(monitor: &Monitor, descriptors: Vec<OwnedFd>) -> Response {
+fn save(monitor: &Monitor, with_disk: bool, descriptors: Vec<OwnedFd>) -> Response {
     assert_eq!(monitor.state.lock().unwrap().phase, Phase::Created);
     let mut files = descriptors.into_iter();
     let mut stream = UnixStream::from(files.next().unwrap());
     // Of what the kernel shows, nothing has a length.
     let (layers, shown): (Vec<_>, Vec<_>) = files.map(File::from).partition(|file| file.metadata().unwrap().len() > 0);
-    assert!(!layers.is_empty());
+    assert_eq!(!layers.is_empty(), with_disk);
     if monitor.name.contains("old-fashioned") && !shown.is_empty() {
         return Response::Refused(vec!["too many descriptors".into()]);
     }
-    write!(stream, "{} of {} layers", monitor.name, layers.len()).unwrap();
+    match with_disk {
+        true => write!(stream, "{} of {} layers", monitor.name, layers.len()).unwrap(),
+        false => write!(stream, "{} without its disk{DISK_OF}{}", monitor.name, monitor.disk_of).unwrap(),
+    }
     if let [earlier, own, vmstat] = &shown[..] {
         assert!([earlier, own].iter().all(|pagemap| pagemap.read_at(&mut [0; 8], 0).is_ok()));
         let mut counters = String::new();
@@ -173,6 +201,39 @@ fn save(monitor: &Monitor, descriptors: Vec<OwnedFd>) -> Response {
         assert!(shown.is_empty());
     }
     Response::Done
+}
+
+/// The disk is now of an instant that no other flush has: the journal says so, and the seeds that are forked until it goes on.
+fn flush(monitor: &Monitor) -> Response {
+    let mut state = monitor.state.lock().unwrap();
+    assert_eq!(state.phase, Phase::Paused);
+    if monitor.name == "unflushable" {
+        return Response::Refused(vec!["cannot make the disk durable".into(), "disk map journal: no space".into()]);
+    }
+    state.flushed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos().to_string();
+    write_anew(state.journal.as_ref().unwrap(), journal_of(&state.flushed).as_bytes());
+    Response::Done
+}
+
+/// It writes to its disk, as any guest does.
+fn go_on(monitor: &Monitor) -> Response {
+    {
+        let mut state = monitor.state.lock().unwrap();
+        state.flushed.clear();
+        if let Some(journal) = &state.journal {
+            write_anew(journal, UNFLUSHED);
+        }
+    }
+    shift(monitor, Phase::Running)
+}
+
+fn journal_of(instant: &str) -> String {
+    format!("journal, flushed at {instant}")
+}
+
+fn write_anew(journal: &File, text: &[u8]) {
+    journal.set_len(0).unwrap();
+    journal.write_all_at(text, 0).unwrap();
 }
 
 fn shift(monitor: &Monitor, phase: Phase) -> Response {
@@ -185,7 +246,12 @@ fn shift(monitor: &Monitor, phase: Phase) -> Response {
 fn spawn_child(monitor: &Monitor, control: OwnedFd) {
     let expected = monitor.state.lock().unwrap().expected.pages().to_string();
     let program = std::env::current_exe().unwrap();
-    let mut seed =
-        Command::new(program).args(["seed", &monitor.name, &expected]).stdin(Stdio::from(control)).spawn().unwrap();
+    let flushed = monitor.state.lock().unwrap().flushed.clone();
+    let mut seed = Command::new(program)
+        .args(["seed", &monitor.name, &expected])
+        .env(FLUSHED, flushed)
+        .stdin(Stdio::from(control))
+        .spawn()
+        .unwrap();
     assert!(seed.wait().unwrap().success());
 }

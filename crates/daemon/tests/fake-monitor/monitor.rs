@@ -13,10 +13,15 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
+/// Set for a child of a fork: when its parent's disk was flushed.
+const FLUSHED: &str = "PANDO_FAKE_FLUSHED";
+
 /// What this monitor is.
 struct Monitor {
     /// From the command line; of a child of a fork, whose child it is.
     name: String,
+    /// When its parent's disk was flushed, as a number; empty if it was written to since.
+    disk_of: String,
     state: Mutex<State>,
 }
 
@@ -24,6 +29,10 @@ struct State {
     phase: Phase,
     watching: Vec<Connection>,
     disk: Option<File>,
+    /// Where its disk says what is on it.
+    journal: Option<File>,
+    /// When that was flushed, likewise.
+    flushed: String,
     /// The name that its agent was given.
     adopted: String,
     /// The page server that its memory comes from.
@@ -77,10 +86,13 @@ fn serve(name: &str, expected: WorkingSet) {
     }
     let monitor = Arc::new(Monitor {
         name: name.to_owned(),
+        disk_of: std::env::var(FLUSHED).unwrap_or_default(),
         state: Mutex::new(State {
             phase: Phase::Created,
             watching: Vec::new(),
             disk: None,
+            journal: None,
+            flushed: String::new(),
             adopted: String::new(),
             pages: Vec::new(),
             expected,

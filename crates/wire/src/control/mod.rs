@@ -60,6 +60,13 @@ pub enum Request {
     /// still on its way ([`Origin::Checkpoint`]): then it hurries, and this is answered when all has come. Meanwhile the
     /// VM runs, and requests on other connections are served. Refused when the VM ends before, with the reason.
     Gather,
+    /// Make durable all that the disk of this VM, which is paused, holds: blocks, and the journal that says where they
+    /// are. From then on until it is resumed, a power cut finds the disk as it is now. Refused with the reason where
+    /// that cannot be, and while the VM runs.
+    Flush,
+    /// As [`Request::Save`], but for the disk, of which nothing is written: it stays where it is, for the same VM to go on
+    /// with ([`Origin::Asleep`]). Descriptors: the socket, and with three more what is the same as in an earlier seed.
+    SaveWithoutDisk,
 }
 
 /// The most children that one fork makes: each needs a descriptor in the same packet (`SCM_MAX_FD` is 253).
@@ -72,7 +79,7 @@ pub const MAX_CHILDREN: usize = 250;
 /// (read and write); for [`Origin::Boot`] then kernel and initramfs (read), and for [`Origin::Boot`] with
 /// `recover_layers` one map journal per inherited layer (read); for [`Origin::Checkpoint`], which inherits no layers,
 /// then [`PAGES_CONNECTIONS`] connected `SOCK_STREAM` sockets to a [page server](crate::pages), which is asked what there
-/// is on the first.
+/// is on the first; for [`Origin::Asleep`] these sockets, and then one map journal per inherited layer (read).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Start {
     /// Where the machine's state comes from.
@@ -92,8 +99,14 @@ pub enum Origin {
     Boot(Boot),
     /// What this process inherited from its parent at a fork.
     Fork,
-    /// What a page server has: a VM that was saved. The machine runs at once, and its memory comes as it is touched.
+    /// What a page server has: a VM that was saved. Its memory comes as it is touched. A twin runs at once; the same VM
+    /// stands still until it is resumed, as one from [`Origin::Asleep`] does.
     Checkpoint(Restore),
+    /// The same, of the VM that was saved [without its disk](Request::SaveWithoutDisk): what its own layers hold is what
+    /// they held then. It is [`Phase::Paused`] when it has started, and runs when it is resumed: from its first instruction
+    /// on, what was saved no longer fits the disk, and whoever resumes it must have made sure that nobody goes on from
+    /// that again.
+    Asleep(Asleep),
 }
 
 /// How many connections to a page server a monitor has: so many pages can be on their way at a time, some of them those
@@ -125,8 +138,17 @@ pub struct Restore {
     /// The root disk in bytes.
     pub disk_bytes: u64,
     /// Whether this is another VM than the one that was saved: its guest is told that its generation changed, as a
-    /// fork's child is. Else it is the same one, which slept.
+    /// fork's child is. Else it is the same one, which slept, and whose disk an earlier build saved with it.
     pub is_twin: bool,
+}
+
+/// A machine that was saved without its disk, as the daemon knows it. See [`Restore`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Asleep {
+    /// vCPUs.
+    pub vcpus: u8,
+    /// RAM in bytes.
+    pub memory_bytes: u64,
 }
 
 /// A fork of the VM.
@@ -270,6 +292,8 @@ mod tests {
         assert_eq!(encoded(&Request::Start(start(Origin::Fork))), rest(&[0, 1]));
         let restore = Restore { vcpus: 2, memory_bytes: 3, disk_bytes: 4, is_twin: true };
         assert_eq!(encoded(&Request::Start(start(Origin::Checkpoint(restore)))), rest(&[0, 2, 2, 3, 4, 1]));
+        let asleep = Asleep { vcpus: 2, memory_bytes: 3 };
+        assert_eq!(encoded(&Request::Start(start(Origin::Asleep(asleep)))), rest(&[0, 3, 2, 3]));
         assert_eq!(encoded(&Request::Fork(Fork { children: 9 })), [1, 9]);
         assert_eq!(encoded(&Request::Pause), [2]);
         assert_eq!(encoded(&Request::Resume), [3]);
@@ -280,6 +304,8 @@ mod tests {
         assert_eq!(encoded(&Request::Watch), [8]);
         assert_eq!(encoded(&Request::Save), [9]);
         assert_eq!(encoded(&Request::Gather), [10]);
+        assert_eq!(encoded(&Request::Flush), [11]);
+        assert_eq!(encoded(&Request::SaveWithoutDisk), [12]);
     }
 
     /// See [`every_request_is_encoded_as_ever`].

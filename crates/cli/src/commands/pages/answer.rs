@@ -27,7 +27,8 @@ pub(super) struct Served {
     turns: Turns,
     open: OpenCheckpoint,
     memory: Layer,
-    disk: Layer,
+    /// None of a VM that sleeps and whose disk stayed where it was.
+    disk: Option<Layer>,
     /// What is wanted first: what was noted, and what is being noted.
     expected: Mutex<Vec<(u32, u32)>>,
 }
@@ -49,8 +50,9 @@ impl Served {
         };
         let Checkpoint { disks, .. } = open.checkpoint();
         let (memory, disk) = match (open.memory()?, &disks[..]) {
-            (Some(memory), [disk]) => (memory, open.layer(*disk)?),
-            _ => return Err(Failure::new("it is not a machine with memory and one disk")),
+            (Some(memory), [disk]) => (memory, Some(open.layer(*disk)?)),
+            (Some(memory), []) => (memory, None),
+            _ => return Err(Failure::new("it is not a machine with memory and at most one disk")),
         };
         let expected = expected(&store, &memory);
         Ok(Self { turns: store.turns(), store, open, memory, disk, expected: Mutex::new(expected) })
@@ -87,7 +89,7 @@ impl Served {
             },
             state_bytes: u32::try_from(machine.state.len()).unwrap_or(u32::MAX), // Which nobody believes.
             memory_pages: self.memory.pages(),
-            disk_pages: self.disk.pages(),
+            disk_pages: self.disk.as_ref().map_or(0, Layer::pages),
             // Others are possible, and then read as they come.
             chunk_pages: if chunk_pages.is_power_of_two() { chunk_pages } else { 1 },
             held: held(self.memory.manifest()),
@@ -122,11 +124,12 @@ impl Served {
     }
 
     fn disk(&self, first: u64, bytes: &mut Vec<u8>) -> Result<Answer, ReadError> {
-        let Some(first) = next_held(&self.disk, first) else { return Ok(Answer::Blocks(first, 0)) };
-        let most = (first + u64::from(MAX_PAGES_AT_ONCE)).min(self.disk.pages());
-        let is_held = |block: &u64| self.disk.page(*block).is_ok_and(|what| what != Page::Absent);
+        let held = self.disk.as_ref().and_then(|disk| Some((disk, next_held(disk, first)?)));
+        let Some((disk, first)) = held else { return Ok(Answer::Blocks(first, 0)) };
+        let most = (first + u64::from(MAX_PAGES_AT_ONCE)).min(disk.pages());
+        let is_held = |block: &u64| disk.page(*block).is_ok_and(|what| what != Page::Absent);
         let blocks = (first..most).take_while(is_held).count() as u32;
-        self.disk.read_pages(first..first + u64::from(blocks), |what, blocks, data| match what {
+        disk.read_pages(first..first + u64::from(blocks), |what, blocks, data| match what {
             Page::Data => bytes.extend_from_slice(data),
             Page::Zero | Page::Absent => bytes.resize(bytes.len() + blocks as usize * PAGE_BYTES, 0),
         })?;

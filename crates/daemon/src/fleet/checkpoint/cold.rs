@@ -37,7 +37,8 @@ pub(super) struct Source {
     pub(super) stored: String,
     /// The bucket that it is in, if it is not in the store.
     pub(super) remote: Option<Remote>,
-    pub(super) restore: Restore,
+    /// As what they begin.
+    pub(super) begins: Origin,
     pub(super) shared: Shared,
     /// When somebody asked for them.
     pub(super) arrival: Instant,
@@ -54,7 +55,8 @@ impl Fleet {
         arrival: Instant,
     ) -> Result<CheckpointRunReport, FleetError> {
         self.room_for_cold(&checkpoint, request.children.len())?;
-        let disk_bytes = self.stored_disk_bytes(&checkpoint.id).await?;
+        // Without a disk it is none of a checkpoint, which its monitor finds.
+        let disk_bytes = self.stored_disk_bytes(&checkpoint.id).await?.unwrap_or_default();
         // Its disk is the base and a layer of its own, into which all that was stored is written first.
         let (shared, children) = self.prepare(&model(&checkpoint), &[], request.children).await?;
         self.wake_all(checkpoint, disk_bytes, None, shared, children, arrival).await
@@ -77,10 +79,10 @@ impl Fleet {
         arrival: Instant,
     ) -> Result<CheckpointRunReport, FleetError> {
         let Checkpoint { cpus: vcpus, memory_bytes, .. } = checkpoint;
-        let restore = Restore { vcpus, memory_bytes, disk_bytes, is_twin: true };
+        let begins = Origin::Checkpoint(Restore { vcpus, memory_bytes, disk_bytes, is_twin: true });
         let prepare_us = micros(arrival.elapsed());
         let origin = if remote.is_some() { "woken from a bucket" } else { "woken from a checkpoint" };
-        let source = Source { stored: checkpoint.id, remote, restore, shared, arrival, origin };
+        let source = Source { stored: checkpoint.id, remote, begins, shared, arrival, origin };
         let waking = children.into_iter().map(|child| self.wake_or_discard(child, &source));
         let mut children: Vec<ChildReport> = stream::iter(waking).buffered(AT_ONCE).collect().await;
         if let Err(error) = self.sync_layer_names().await {
@@ -119,9 +121,9 @@ impl Fleet {
     ) -> Result<ChildReport, FleetError> {
         let inner = &self.0;
         let start = Start {
-            origin: Origin::Checkpoint(source.restore.clone()),
+            origin: source.begins.clone(),
             generation: random()?,
-            inherited_layers: 0,
+            inherited_layers: source.shared.layer_count(),
             layer: inner.paths.layer(record.layer()).display().to_string(),
         };
         let process = self.spawn(record, control).await?;
@@ -146,8 +148,7 @@ impl Fleet {
         let (pages, server) = serving.await?;
         // As long as its memory arrives, it is not idle.
         inner.supervisor.adopt_helper(&record.id, server, inner.presence.stay(&record.id));
-        let mut files = descriptors(&source.shared, &own, None);
-        files.extend(pages.iter().map(AsFd::as_fd));
+        let files = descriptors(&source.shared, &own, pages.iter().map(AsFd::as_fd));
         let told = async {
             monitor.send(&Request::Watch, &[]).await?;
             monitor.send(&Request::Start(start), &files).await

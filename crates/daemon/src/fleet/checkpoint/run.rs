@@ -91,6 +91,7 @@ pub(super) fn model(checkpoint: &Checkpoint) -> Record {
         epoch: 1,
         layer: None,
         sleep: None,
+        woken: None,
         idle_timeout_ms: None,
     }
 }

@@ -97,16 +97,17 @@ impl Fleet {
             Some(seed) => self.earlier(&checkpoint.vm, &checkpoint.id, seed.process()).await,
             None => None,
         };
-        self.write_out(&checkpoint.id, &checkpoint.name, layers, earlier).await
+        self.write_out(&checkpoint.id, &checkpoint.name, Some(layers), earlier).await
     }
 
     /// Has the seed `id`, which reads `layers`, write itself into a process that writes it into the store, and waits for
-    /// that. What the `earlier` checkpoint has is left out, unless that fails. `name` is for complaints.
+    /// that. What the `earlier` checkpoint has is left out, unless that fails. Without `layers` its disk is not written.
+    /// `name` is for complaints.
     pub(super) async fn write_out(
         &self,
         id: &str,
         name: &str,
-        layers: Vec<String>,
+        layers: Option<Vec<String>>,
         earlier: Option<Earlier>,
     ) -> Result<Output, FleetError> {
         if let Some(earlier) = earlier {
@@ -131,9 +132,10 @@ impl Fleet {
         earlier: Option<&Earlier>,
         id: &str,
         name: &str,
-        layers: Vec<String>,
+        layers: Option<Vec<String>>,
     ) -> Result<Output, FleetError> {
-        let (layers, ours, theirs) = self.open_to_save(layers).await?;
+        let request = if layers.is_some() { Request::Save } else { Request::SaveWithoutDisk };
+        let (layers, ours, theirs) = self.open_to_save(layers.unwrap_or_default()).await?;
         let failed = || cannot(format!("run {}", self.0.monitor.display()));
         let saver = Command::new(&self.0.monitor)
             .args(["pages", "save", "--name", id, "--store"])
@@ -154,7 +156,7 @@ impl Fleet {
             let known_by = earlier.map(|earlier| earlier.known_by.each_ref().map(AsFd::as_fd));
             let seed = std::iter::once(ours.as_fd()).chain(layers.iter().map(AsFd::as_fd));
             let descriptors: Vec<_> = seed.chain(known_by.into_iter().flatten()).collect();
-            match monitor.call(&Request::Save, &descriptors, LONG).await? {
+            match monitor.call(&request, &descriptors, LONG).await? {
                 Response::Done => Ok(()),
                 _ => Err(MonitorError::Confused),
             }

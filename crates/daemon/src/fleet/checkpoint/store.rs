@@ -25,14 +25,14 @@ impl Fleet {
         .await
     }
 
-    /// How large the disk in checkpoint `id` is, in bytes.
-    pub(super) async fn stored_disk_bytes(&self, id: &str) -> Result<u64, FleetError> {
+    /// How large the disk in checkpoint `id` is, in bytes. `None` where it has none: a VM's that sleeps and keeps its own.
+    pub(super) async fn stored_disk_bytes(&self, id: &str) -> Result<Option<u64>, FleetError> {
         let id = id.to_owned();
         self.with_store(move |store| {
             let checkpoint = store.checkpoint(&id).map_err(cannot("read the store"))?;
-            let Some(&disk) = checkpoint.disks.first() else { return Ok(0) };
+            let Some(&disk) = checkpoint.disks.first() else { return Ok(None) };
             let pages = store.layer_pages(disk).map_err(cannot("read the store"))?;
-            Ok(pages * PAGE_BYTES as u64)
+            Ok(Some(pages * PAGE_BYTES as u64))
         })
         .await
     }

@@ -1,7 +1,18 @@
 //! A VM that sleeps in the store comes back: the same one, in a fresh monitor.
 //!
+//! ```text
+//! Hibernated ─► Starting ─► monitor has it all, stands still ─► written down: it left its sleep ─► resume ─► Running
+//!                  └─────────────────┴─ any failure: it sleeps on                └───────┴─ any failure: it is stopped
+//! ```
+//!
+//! *Invariant.* What the store has of a VM is woken once. Its disk stayed in its own layers, where it goes on writing: from its
+//! first instruction on, that memory and this disk are no longer of one instant. So that it runs is written down before it
+//! does, and a power cut cannot undo that: whoever finds it afterwards without a monitor has a VM that crashed, which starts
+//! from its disk.
+//!
 //! Its programs stand still until its clock is right: the barrier that they fell asleep behind ends with what the agent is
-//! told last. What it was woken from stays in the store until it sleeps again or is removed.
+//! told last. What it was woken from stays in the store until it sleeps again or is removed, as its memory is read from there
+//! for a while.
 
 use super::super::error::{FleetError, cannot};
 use super::super::files::{Own, Shared, open_kvm, sync_layer};
@@ -11,17 +22,17 @@ use super::super::{Fleet, blocking, room, wrong_state};
 use super::cold::Source;
 use crate::agent::Agent;
 use crate::db::{Change, Record};
-use crate::paths;
+use crate::paths::{self, Paths};
 use pando_wire::agent::Request as AgentRequest;
 use pando_wire::api::{State, Vm};
-use pando_wire::control::Restore;
+use pando_wire::control::{Asleep, Listener, Origin, Request, Restore};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How long setting a clock may take.
 const CLOCK_LIMIT: Duration = Duration::from_secs(60);
 
 impl Fleet {
-    /// Brings back a VM that sleeps. After an error it sleeps on.
+    /// Brings back a VM that sleeps. After an error it sleeps on, or is stopped if it has run.
     pub(crate) async fn wake(&self, name: &str) -> Result<Vm, FleetError> {
         let id = self.find(name).await?.id;
         let _turn = self.0.turns.vm(&id).await;
@@ -97,6 +108,18 @@ impl Fleet {
         set.map(drop).map_err(|source| FleetError::Agent { name: vm.name.clone(), source })
     }
 
+    /// Lets `vm` run, which a monitor has from the store and which stands still, if that slept: once it is written down that
+    /// it does.
+    pub(in crate::fleet) async fn let_run(&self, vm: &Record) -> Result<(), FleetError> {
+        if vm.sleep.is_none() {
+            return Ok(());
+        }
+        if !self.0.db.leave_sleep(&vm.id, vm.epoch).await? {
+            return Err(wrong_state(&self.find(&vm.id).await?, "wake"));
+        }
+        self.order(vm, "wake", &Request::Resume).await
+    }
+
     async fn rouse(&self, vm: &Record) -> Result<(), FleetError> {
         let arrival = Instant::now();
         room::check(&self.0.meminfo, || vm.name.clone(), room::PER_BOOT)?;
@@ -119,26 +142,26 @@ impl Fleet {
     /// Starts the monitor of `vm` from the store. After an error it may run.
     async fn bring_back(&self, vm: &Record, arrival: Instant) -> Result<(), FleetError> {
         let stored = vm.sleep.clone().ok_or_else(|| wrong_state(vm, "wake"))?;
-        let restore = Restore {
-            vcpus: vm.cpus,
-            memory_bytes: vm.memory_bytes,
-            disk_bytes: self.stored_disk_bytes(&stored).await?,
-            is_twin: false,
+        let disk_bytes = self.stored_disk_bytes(&stored).await?;
+        let (vcpus, memory_bytes) = (vm.cpus, vm.memory_bytes);
+        let begins = match disk_bytes {
+            None => Origin::Asleep(Asleep { vcpus, memory_bytes }),
+            Some(disk_bytes) => Origin::Checkpoint(Restore { vcpus, memory_bytes, disk_bytes, is_twin: false }),
         };
         self.0.supervisor.evict(&vm.id, vm.layer()).await.map_err(cannot(format!("end {}", vm.name)))?;
+        let mut inherited = self.0.db.layers(&vm.id).await?;
+        inherited.pop(); // Its own.
         let (fleet, of) = (self.clone(), vm.clone());
         let (own, control, shared) = blocking(move || {
-            let paths = &fleet.0.paths;
-            // What an attempt to wake it has left.
-            let layer = paths.layer(of.layer());
-            paths::remove(&layer).map_err(cannot(format!("remove {}", layer.display())))?;
-            let (own, control) = Own::create(paths, &of.id, of.layer())?;
-            sync_layer(paths, of.layer()).map_err(cannot("sync the disk's folder"))?;
-            let shared = Shared::open(paths, open_kvm(&fleet.0.kvm)?, &of.image, &[], false)?;
-            Ok((own, control, shared))
+            let (paths, kvm) = (&fleet.0.paths, open_kvm(&fleet.0.kvm)?);
+            let (own, control) = match disk_bytes {
+                None => Own::open(paths, &of.id, of.layer())?,
+                Some(_) => create_anew(paths, &of)?,
+            };
+            Ok((own, control, Shared::open(paths, kvm, &of.image, &inherited, disk_bytes.is_none())?))
         })
         .await?;
-        let source = Source { stored, remote: None, restore, shared, arrival, origin: "woken" };
+        let source = Source { stored, remote: None, begins, shared, arrival, origin: "woken" };
         let report = self.load(vm, own, control, &source).await?;
         tracing::info!(vm = vm.id, ready_us = report.ready_us, reseeded = report.reseeded, "woken");
         if let Some(problem) = report.error {
@@ -146,6 +169,16 @@ impl Fleet {
         }
         Ok(())
     }
+}
+
+/// The files of `vm` whose disk an earlier build put into the store: its layer is filled from there.
+fn create_anew(paths: &Paths, vm: &Record) -> Result<(Own, Listener), FleetError> {
+    // What an attempt to wake it has left, in which it has not run.
+    let layer = paths.layer(vm.layer());
+    paths::remove(&layer).map_err(cannot(format!("remove {}", layer.display())))?;
+    let created = Own::create(paths, &vm.id, vm.layer())?;
+    sync_layer(paths, vm.layer()).map_err(cannot("sync the disk's folder"))?;
+    Ok(created)
 }
 
 /// Whether `vm` must be woken: one that is starting may be woken by somebody else just now.
