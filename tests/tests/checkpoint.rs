@@ -103,6 +103,7 @@ fn a_vm_sleeps_without_a_process_and_a_program_wakes_it_where_it_was() {
     web.start("sh -c 'sleep 10; touch /tmp/slept'");
     wait_for("the counter counts", LIMIT, || web.exec(&["test", "-s", "/tmp/n"]).code == 0);
     let (counted, id): (u64, _) = (web.read("/tmp/n").parse().unwrap(), web.read("/etc/machine-id"));
+    let blob = web.sh("dd if=/dev/urandom of=/data/blob bs=1M count=8 && md5sum /data/blob");
     let messages = web.sh("dmesg");
     let state = || -> Vm { serde_json::from_str(&daemon.pando(&["inspect", "-o", "json", "web"]).ok()).unwrap() };
     let process = format!("/proc/{}", state().pid.unwrap());
@@ -122,6 +123,9 @@ fn a_vm_sleeps_without_a_process_and_a_program_wakes_it_where_it_was() {
     wait_for("the counter counts on", LIMIT, || web.read("/tmp/n").parse::<u64>().is_ok_and(|now| now > first + 2));
     assert_eq!((web.read("/data/note"), web.read("/etc/machine-id")), ("before".into(), id));
     assert_eq!(web.sh("hostname; echo $(cat /run/pando/generation)"), "web\n0");
+    // Its disk is where it was, and is read from there.
+    web.sh("sync; echo 3 > /proc/sys/vm/drop_caches");
+    assert_eq!(web.sh("md5sum /data/blob"), blob.lines().last().unwrap());
     web.end("/tmp/count");
     web.write("/data/note", "after");
     assert_eq!(web.sh("sync; cat /data/note"), "after");

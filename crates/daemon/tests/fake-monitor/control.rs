@@ -137,6 +137,7 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
 
     if matches!(start.origin, Origin::Asleep(_)) {
         let (said, instant) = machine.trim_end().split_once(DISK_OF).unwrap();
+        let instant = instant.split(',').next().unwrap(); // What it is stored since may stand behind that.
         let mut journalled = String::new();
         (&journal).read_to_string(&mut journalled).unwrap();
         assert_eq!(journalled, journal_of(instant), "memory and disk are of one instant");
