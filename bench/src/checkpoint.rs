@@ -2,7 +2,7 @@
 
 use crate::monitor::{Guest, Monitor, MonitorError};
 use pando_wire::control::{
-    Asleep, Connection, Fork, ForkTimings, Origin, PAGES_CONNECTIONS, Request, Response, Restore,
+    Asleep, Connection, DiskSeal, Fork, ForkTimings, Origin, PAGES_CONNECTIONS, Request, Response, Restore,
 };
 use pando_wire::pages::{Remote, Serve};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -29,6 +29,8 @@ pub struct Earlier {
     pub name: String,
     /// Its page tables, opened by somebody who may know where its pages are.
     pub pagemap: File,
+    /// How its disk was sealed.
+    pub disk: DiskSeal,
 }
 
 /// Starts the `pando` at `pando` as a page server for a checkpoint of this name.
@@ -80,7 +82,10 @@ impl Monitor {
 
     /// What a later seed needs to know of this one, which is `name` in the store.
     pub fn as_earlier(&self, name: &str) -> Result<Earlier, MonitorError> {
-        Ok(Earlier { name: name.to_owned(), pagemap: self.pagemap()? })
+        match self.ask(&Request::DiskSeal)? {
+            Response::DiskSeal(disk) => Ok(Earlier { name: name.to_owned(), pagemap: self.pagemap()?, disk }),
+            other => Err(MonitorError::Answer(format!("{other:?}"))),
+        }
     }
 
     /// A save that is not waited for: the process that writes into the store.
@@ -98,7 +103,8 @@ impl Monitor {
         told(command.spawn()?)
     }
 
-    fn start_saving_since(
+    /// The same for [`Monitor::save_since`], where there is an earlier seed.
+    pub fn start_saving_since(
         &self,
         earlier: Option<&Earlier>,
         pando: &Path,
@@ -115,7 +121,8 @@ impl Monitor {
             fds.extend(files.map(OwnedFd::from));
         }
         let borrowed: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
-        self.ask_with(&Request::Save, &borrowed)?;
+        let request = earlier.map_or(Request::Save, |earlier| Request::SaveSince(earlier.disk));
+        self.ask_with(&request, &borrowed)?;
         drop(fds); // So that the stream ends with its writer.
         let mut command = pages(pando, "save", store, name);
         if let Some(earlier) = earlier {

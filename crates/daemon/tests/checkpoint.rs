@@ -282,7 +282,10 @@ async fn a_seed_is_held_against_the_newest_of_its_vm_that_is_stored_and_whose_se
     daemon.run("web").await;
     daemon.run("other").await;
     let all_of = |vm: &str| format!("child of {vm} of 1 layers");
-    let since = |vm: &str, earlier: &Checkpoint| format!("child of {vm} of 1 layers, as since {}", earlier.id);
+    let since = |vm: &str, earlier: &Checkpoint| {
+        let Checkpoint { seed, id, .. } = earlier;
+        format!("child of {vm} of 1 layers, disk as {}'s, as since {id}", seed.unwrap())
+    };
 
     let (one, first) = said(&daemon, "web", "one").await;
     assert_eq!(first, all_of("web"));
@@ -309,6 +312,16 @@ async fn a_seed_is_held_against_the_newest_of_its_vm_that_is_stored_and_whose_se
     daemon.post("/vms/web/kill", Value::Null).await;
     assert_eq!(daemon.post("/vms/web/start", Value::Null).await.0, 200);
     assert_eq!(said(&daemon, "web", "six").await.1, all_of("web"));
+}
+
+/// A seed of an earlier build ends the connection on which it is asked what it does not know of.
+#[tokio::test]
+async fn of_a_seed_that_does_not_tell_of_its_disk_the_memory_is_the_same_and_the_disk_is_stored() {
+    let daemon = Daemon::start().await;
+    daemon.run("untold").await;
+    let (one, _) = said(&daemon, "untold", "one").await;
+    let (_, second) = said(&daemon, "untold", "two").await;
+    assert_eq!(second, format!("child of untold of 1 layers, as since {}", one.id));
 }
 
 #[tokio::test]

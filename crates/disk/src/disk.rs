@@ -5,7 +5,7 @@ use std::fs::File;
 use serde::{Deserialize, Serialize};
 
 use crate::BLOCK_BYTES;
-use crate::journal::{Ancestor, Journal};
+use crate::journal::{Ancestor, Journal, LayerId};
 use crate::map::{BlockMap, Place};
 
 /// The disk of one VM.
@@ -23,6 +23,8 @@ use crate::map::{BlockMap, Place};
 /// others.
 pub struct Disk {
     pub(crate) len_bytes: u64,
+    /// Names what this is until it is dropped, unlike all that was or will be made of the same files.
+    pub(crate) life: LayerId,
     pub(crate) base: Base,
     pub(crate) inherited: Vec<Inherited>,
     pub(crate) own: Own,

@@ -7,7 +7,7 @@ use std::mem;
 
 use crate::disk::{Base, Disk, Inherited, Own, Pending};
 use crate::files::Files;
-use crate::journal::{Ancestor, Header, Journal};
+use crate::journal::{Ancestor, Header, Journal, LayerId};
 use crate::map::BlockMap;
 use crate::open::{self, OpenError};
 use crate::{BLOCK_BYTES, MAX_LAYERS};
@@ -18,6 +18,8 @@ use crate::{BLOCK_BYTES, MAX_LAYERS};
 /// A seed process keeps it across many forks, and each child [branches](Disk::branch) from its own copy.
 pub struct Sealed {
     pub(crate) len_bytes: u64,
+    /// Of the parent.
+    pub(crate) life: LayerId,
     pub(crate) base_len_bytes: u64,
     /// The layers of the child, oldest first: those that the parent inherited, then the parent's own.
     pub(crate) layers: Vec<SealedLayer>,
@@ -53,7 +55,8 @@ impl Disk {
     #[must_use]
     pub fn into_sealed(self) -> Sealed {
         assert_eq!(self.own.frozen, self.own.next_slot, "a disk is sealed before it is forked");
-        let Self { len_bytes, base, inherited, own, journal, map, pending, broken, dropped_journal_bytes: _ } = self;
+        let Self { len_bytes, life, base, inherited, own, journal, map, pending, broken, dropped_journal_bytes: _ } =
+            self;
         let own_layer = SealedLayer { layer: journal.as_ancestor(), slots: own.next_slot, unsynced: own.unsynced };
         let base_len_bytes = base.len_bytes;
         mem::forget((base.file, own.data, journal.file));
@@ -63,7 +66,7 @@ impl Disk {
             layers.push(SealedLayer { layer, slots, unsynced });
         }
         layers.push(own_layer);
-        Sealed { len_bytes, base_len_bytes, layers, map, pending, broken }
+        Sealed { len_bytes, life, base_len_bytes, layers, map, pending, broken }
     }
 
     /// The child's disk: all that `sealed` has, and an empty layer of its own in `files.data` and `files.journal`.
@@ -76,7 +79,7 @@ impl Disk {
     /// Fails where the tree is [too deep](MAX_LAYERS), a file is not the one that the parent had, the new layer is not
     /// empty, or its journal cannot be written.
     pub fn branch(sealed: Sealed, files: Files) -> Result<Self, OpenError> {
-        let Sealed { len_bytes, base_len_bytes, layers, map, pending, broken } = sealed;
+        let Sealed { len_bytes, life: _, base_len_bytes, layers, map, pending, broken } = sealed;
         if MAX_LAYERS < layers.len() + 1 {
             return Err(OpenError::TooDeep { layers: layers.len() + 1 });
         }
@@ -99,10 +102,12 @@ impl Disk {
         }
         let ancestors = inherited.iter().map(|layer| layer.layer).collect();
         let header = Header { id: open::new_layer_id()?, len_bytes, base_len_bytes, ancestors };
+        let life = header.id; // Nobody else can have had it.
         let journal = Journal::create(files.journal, &header)
             .map_err(|source| OpenError::Write { what: "the new disk map journal", source })?;
         Ok(Self {
             len_bytes,
+            life,
             base: Base { file: files.base, len_bytes: base_len_bytes },
             inherited,
             own: Own { data: files.data, next_slot: 0, frozen: 0, unsynced: false },
@@ -128,6 +133,7 @@ impl Disk {
         });
         Sealed {
             len_bytes: self.len_bytes,
+            life: self.life,
             base_len_bytes: self.base.len_bytes,
             layers,
             map: self.map.copy(),

@@ -25,7 +25,7 @@ pub use io::{ReadError, WriteError};
 pub use journal::fuzz_journal;
 pub use journal::{EntryError, JournalError};
 pub use open::OpenError;
-pub use written::Written;
+pub use written::{Run, Seal, Written};
 
 /// The unit of the map and of the data files, in bytes.
 pub const BLOCK_BYTES: u64 = 4096;

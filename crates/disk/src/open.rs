@@ -144,11 +144,13 @@ impl Disk {
         let map = new_map(len_bytes, base_len_bytes)?;
 
         let header = Header { id: new_layer_id()?, len_bytes, base_len_bytes, ancestors: Vec::new() };
+        let life = header.id; // Nobody else can have had it.
         let journal = Journal::create(files.journal, &header)
             .and_then(|mut journal| journal.sync().map(|()| journal))
             .map_err(|source| OpenError::Write { what: "the new disk map journal", source })?;
         Ok(Self {
             len_bytes,
+            life,
             base: Base { file: files.base, len_bytes: base_len_bytes },
             inherited: Vec::new(),
             own: Own { data: files.data, next_slot: 0, frozen: 0, unsynced: false },
@@ -212,6 +214,7 @@ impl Disk {
             .collect();
         Ok(Self {
             len_bytes: header.len_bytes,
+            life: new_layer_id()?,
             base: Base { file: files.base, len_bytes: base_len_bytes },
             inherited,
             // What was written in place after the last flush is in the page cache at best.

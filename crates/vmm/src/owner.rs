@@ -223,8 +223,14 @@ impl Owner {
                 self.connections[index].watches = true;
                 Response::Done
             }
-            Request::Save => self.with_seed(|seed| seed.save(descriptors)),
-            Request::SaveWithoutDisk => self.with_seed(|seed| seed.save_without_disk(descriptors)),
+            Request::Save => self.with_seed(|seed| seed.save(None, descriptors).map(|()| Response::Done)),
+            Request::SaveSince(earlier) => {
+                self.with_seed(|seed| seed.save(Some(earlier), descriptors).map(|()| Response::Done))
+            }
+            Request::SaveWithoutDisk => {
+                self.with_seed(|seed| seed.save_without_disk(descriptors).map(|()| Response::Done))
+            }
+            Request::DiskSeal => self.with_seed(|seed| seed.disk_seal().map(Response::DiskSeal)),
             Request::Flush => self.with_vm(|vm| vm.flush().map(|()| Response::Done)),
             Request::Gather => {
                 self.connections[index].gathers = self.is_gathering();
@@ -393,9 +399,9 @@ impl Owner {
         Response::Done
     }
 
-    fn with_seed(&self, save: impl FnOnce(&Inherited) -> Result<(), SaveError>) -> Response {
+    fn with_seed(&self, work: impl FnOnce(&Inherited) -> Result<Response, SaveError>) -> Response {
         let Some(seed) = &self.inherited else { return refused(&Refusal::NotASeed) };
-        save(seed).map_or_else(|error| refused(&error), |()| Response::Done)
+        work(seed).unwrap_or_else(|error| refused(&error))
     }
 }
 

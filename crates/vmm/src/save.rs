@@ -5,9 +5,10 @@ use crate::complaints::chain;
 use crate::fork::Inherited;
 use crate::image::{DiskImage, Image, PAGE};
 use crate::machine::EncodeError;
-use pando_disk::Sealed;
+use pando_disk::{Run, Seal, Sealed};
 use pando_memory::{Known, TwoSeeds};
 use pando_sys::SysError;
+use pando_wire::control::DiskSeal;
 use pando_wire::saved::{GROUP_PAGES, LayerKind, MAX_PAGES_AT_ONCE, PAGE_BYTES, Writer};
 use std::error::Error;
 use std::fs::File;
@@ -40,20 +41,37 @@ pub(crate) enum SaveError {
     Fork(#[source] SysError),
 }
 
+/// What is known of an earlier seed.
+struct Earlier {
+    memory: Option<TwoSeeds>,
+    disk: Option<Seal>,
+}
+
 impl Inherited {
-    /// Has a process write all of this into the first of `descriptors`, or of its memory only what an earlier seed does not
-    /// have; the others are as [`Request::Save`](pando_wire::control::Request::Save) lists them.
-    pub(crate) fn save(&self, descriptors: Vec<OwnedFd>) -> Result<(), SaveError> {
-        let DiskImage::Sealed(disk) = &self.image.disk else { return Err(SaveError::NotSealed) };
-        self.save_with(Some(disk), descriptors)
+    /// How its disk was sealed.
+    pub(crate) fn disk_seal(&self) -> Result<DiskSeal, SaveError> {
+        let Seal { life, slots } = self.disk()?.seal();
+        Ok(DiskSeal { life, slots })
+    }
+
+    /// Has a process write all of this into the first of `descriptors`, or only what an earlier seed does not have: that
+    /// seed's disk was sealed as `earlier`, and for its memory `descriptors` are as
+    /// [`Request::Save`](pando_wire::control::Request::Save) lists them.
+    pub(crate) fn save(&self, earlier: Option<DiskSeal>, descriptors: Vec<OwnedFd>) -> Result<(), SaveError> {
+        self.save_with(Some(self.disk()?), earlier, descriptors)
     }
 
     /// The same, and nothing of the disk, of which no layer comes.
     pub(crate) fn save_without_disk(&self, descriptors: Vec<OwnedFd>) -> Result<(), SaveError> {
-        self.save_with(None, descriptors)
+        self.save_with(None, None, descriptors)
     }
 
-    fn save_with(&self, disk: Option<&Sealed>, descriptors: Vec<OwnedFd>) -> Result<(), SaveError> {
+    fn save_with(
+        &self,
+        disk: Option<&Sealed>,
+        earlier: Option<DiskSeal>,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(), SaveError> {
         let layers = disk.map_or(0, Sealed::layers);
         if ![1 + layers, 1 + layers + 3].contains(&descriptors.len()) {
             return Err(SaveError::Descriptors { got: descriptors.len(), layers });
@@ -69,10 +87,19 @@ impl Inherited {
                     _ => None,
                 };
                 // Whoever reads sees that it is not whole. There is nobody else to tell: this log is another VM's.
-                let _ = write(&self.image, &state, (disk, &data), seeds.as_ref(), socket);
+                let earlier =
+                    Earlier { memory: seeds, disk: earlier.map(|DiskSeal { life, slots }| Seal { life, slots }) };
+                let _ = write(&self.image, &state, (disk, &data), &earlier, socket);
             }
         };
         pando_sys::fork(descriptors, in_writer).map(drop).map_err(SaveError::Fork)
+    }
+
+    fn disk(&self) -> Result<&Sealed, SaveError> {
+        match &self.image.disk {
+            DiskImage::Sealed(disk) => Ok(disk),
+            _ => Err(SaveError::NotSealed),
+        }
     }
 }
 
@@ -80,12 +107,12 @@ fn write(
     image: &Image,
     state: &[u8],
     (disk, data): (Option<&Sealed>, &[File]),
-    seeds: Option<&TwoSeeds>,
+    earlier: &Earlier,
     socket: UnixStream,
 ) -> io::Result<()> {
     let mut writer = Writer::begin(BufWriter::new(socket), image.machine.described(), state)?;
-    let layers = write_memory(&image.memory, seeds, &mut writer)
-        .and_then(|()| disk.map_or(Ok(()), |disk| write_disk(disk, data, &mut writer)));
+    let layers = write_memory(&image.memory, earlier.memory.as_ref(), &mut writer)
+        .and_then(|()| disk.map_or(Ok(()), |disk| write_disk(disk, data, earlier.disk, &mut writer)));
     match layers {
         Ok(()) => writer.end(),
         Err(error) => writer.fail(chain(error.as_ref())),
@@ -148,12 +175,20 @@ fn write_pages<W: Write>(first: u64, bytes: &[u8], writer: &mut Writer<W>) -> io
     Ok(())
 }
 
-fn write_disk<W: Write>(disk: &Sealed, data: &[File], writer: &mut Writer<W>) -> Result<(), Box<dyn Error>> {
+fn write_disk<W: Write>(
+    disk: &Sealed,
+    data: &[File],
+    earlier: Option<Seal>,
+    writer: &mut Writer<W>,
+) -> Result<(), Box<dyn Error>> {
     writer.layer(LayerKind::Disk, disk.len_bytes() / pando_disk::BLOCK_BYTES)?;
-    let mut written = disk.written(data)?;
+    let mut written = disk.written(data, earlier, GROUP_PAGES)?;
     let mut bytes = Vec::new();
-    while let Some(first) = written.next_run(MAX_PAGES_AT_ONCE as usize, &mut bytes)? {
-        writer.pages(first, &bytes)?;
+    while let Some(run) = written.next_run(MAX_PAGES_AT_ONCE as usize, &mut bytes)? {
+        match run {
+            Run::Written(first) => writer.pages(first, &bytes)?,
+            Run::Unchanged(blocks) => writer.same(blocks.start, blocks.end - blocks.start)?,
+        }
     }
     Ok(())
 }

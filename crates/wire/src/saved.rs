@@ -6,7 +6,7 @@
 //!
 //! The header is [`MAGIC`] and a version; what follows are [frames](crate::frame), some with bytes behind them. Only a
 //! stream that ends with `End` is whole. What is read is checked: order, lengths, and that every page is in its layer
-//! and comes once. Instead of pages of RAM, `Same` may come where whoever asked for the stream knows an earlier one.
+//! and comes once. Instead of pages, `Same` may come where whoever asked for the stream knows an earlier one.
 
 use crate::frame;
 use serde::{Deserialize, Serialize};
@@ -73,8 +73,8 @@ enum Record {
     End(u64),
     /// It cannot be saved. The error and its causes, outermost first.
     Failed(Vec<String>),
-    /// So many pages of RAM from the first on are what they were in the earlier seed that the writer was told of. Who told
-    /// it of none never reads this.
+    /// So many pages of the layer from the first on are what they were in the earlier seed that the writer was told of. Who
+    /// told it of none never reads this.
     Same(u64, u64),
 }
 
@@ -111,7 +111,8 @@ impl<W: Write> Writer<W> {
         self.stream.write_all(bytes)
     }
 
-    /// Says that so many pages of RAM, behind those that came before, are the same as earlier.
+    /// Says that so many pages, behind those that came before, are the same as earlier. In a disk, what never came earlier
+    /// does not come now either.
     pub fn same(&mut self, first: u64, pages: u64) -> io::Result<()> {
         self.pages += pages;
         frame::write(&mut self.stream, &Record::Same(first, pages))
@@ -186,11 +187,11 @@ impl<R: Read> Reader<R> {
                 self.take(first, pages)?;
                 Ok(Some(Part::Pages(first, &self.bytes)))
             }
-            Some(Record::Same(first, pages)) if self.has(LayerKind::Memory) && pages > 0 => {
+            Some(Record::Same(first, pages)) if pages > 0 => {
                 self.pass(first, pages)?;
                 Ok(Some(Part::Same(first, pages)))
             }
-            Some(Record::Same(..)) => Err(invalid("what is the same as earlier is not of the saved machine's RAM")),
+            Some(Record::Same(..)) => Err(invalid("no pages of the saved machine are the same as earlier")),
             Some(Record::End(pages)) if pages == self.pages && self.layer.is_some() => Ok(None),
             Some(Record::End(_)) => Err(invalid("parts of the saved machine are missing")),
             Some(Record::Failed(chain)) => Err(io::Error::other(chain.join(": "))),
@@ -261,8 +262,9 @@ mod tests {
         writer.pages(1, &[1; 2 * PAGE_BYTES]).unwrap();
         writer.same(4, 3).unwrap();
         writer.pages(7, &[2; PAGE_BYTES]).unwrap();
-        writer.layer(LayerKind::Disk, 4).unwrap();
+        writer.layer(LayerKind::Disk, 6).unwrap();
         writer.pages(0, &[3; PAGE_BYTES]).unwrap();
+        writer.same(4, 2).unwrap();
         writer.end().unwrap();
         bytes
     }
@@ -283,7 +285,7 @@ mod tests {
 
     #[test]
     fn what_was_saved_is_read_back() {
-        assert_eq!(read(&stream()).unwrap(), "k 5 Memory(8) 1+2:1 4+3:same 7+1:2 Disk(4) 0+1:3 ");
+        assert_eq!(read(&stream()).unwrap(), "k 5 Memory(8) 1+2:1 4+3:same 7+1:2 Disk(6) 0+1:3 4+2:same ");
     }
 
     #[test]
@@ -358,11 +360,14 @@ mod tests {
                 writer.layer(LayerKind::Disk, 8)
             });
         }
-        refused(&|writer| {
-            writer.layer(LayerKind::Memory, 8)?;
-            writer.layer(LayerKind::Disk, 8)?;
-            writer.same(0, 4) // Of a disk, whose sealed layers are never written again anyway.
-        });
+        for (first, pages) in [(0, 0), (0, 7), (2, 4), (6, 4), (u64::MAX, 4)] {
+            refused(&|writer| {
+                writer.layer(LayerKind::Memory, 8)?;
+                writer.layer(LayerKind::Disk, 6)?;
+                writer.pages(3, &page)?;
+                writer.same(first, pages)
+            });
+        }
     }
 
     #[test]

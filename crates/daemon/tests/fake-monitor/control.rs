@@ -2,8 +2,8 @@
 
 use crate::{FLUSHED, Monitor, agent, pages};
 use pando_wire::control::{
-    Connection, Ending, ForkTimings, Origin, PAGES_CONNECTIONS, Phase, Request, Response, Start, StartTimings, Status,
-    VERSION, WorkingSet,
+    Connection, DiskSeal, Ending, ForkTimings, Origin, PAGES_CONNECTIONS, Phase, Request, Response, Start,
+    StartTimings, Status, VERSION, WorkingSet,
 };
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -65,9 +65,12 @@ pub(crate) fn serve(monitor: &Arc<Monitor>, connection: Connection) {
                 monitor.state.lock().unwrap().expected = pages;
                 Response::Done
             }
-            Request::Save => save(monitor, true, descriptors),
-            Request::SaveWithoutDisk => save(monitor, false, descriptors),
+            Request::Save => save(monitor, true, None, descriptors),
+            Request::SaveSince(earlier) => save(monitor, true, Some(earlier), descriptors),
+            Request::SaveWithoutDisk => save(monitor, false, None, descriptors),
             Request::Flush => flush(monitor),
+            Request::DiskSeal if monitor.name.contains("untold") => return, // As one that does not know of it.
+            Request::DiskSeal => Response::DiskSeal(DiskSeal { life: [5; 16], slots: std::process::id().into() }),
             Request::Gather => {
                 // Until the process ends.
                 while monitor.name == "far" && !monitor.state.lock().unwrap().pages.is_empty() {
@@ -179,7 +182,7 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
 }
 
 /// What a seed says of itself, after which the stream ends.
-fn save(monitor: &Monitor, with_disk: bool, descriptors: Vec<OwnedFd>) -> Response {
+fn save(monitor: &Monitor, with_disk: bool, earlier: Option<DiskSeal>, descriptors: Vec<OwnedFd>) -> Response {
     assert_eq!(monitor.state.lock().unwrap().phase, Phase::Created);
     let mut files = descriptors.into_iter();
     let mut stream = UnixStream::from(files.next().unwrap());
@@ -193,13 +196,16 @@ fn save(monitor: &Monitor, with_disk: bool, descriptors: Vec<OwnedFd>) -> Respon
         true => write!(stream, "{} of {} layers", monitor.name, layers.len()).unwrap(),
         false => write!(stream, "{} without its disk{DISK_OF}{}", monitor.name, monitor.disk_of).unwrap(),
     }
+    if let Some(DiskSeal { life: [5, ..], slots }) = earlier {
+        write!(stream, ", disk as {slots}'s").unwrap();
+    }
     if let [earlier, own, vmstat] = &shown[..] {
         assert!([earlier, own].iter().all(|pagemap| pagemap.read_at(&mut [0; 8], 0).is_ok()));
         let mut counters = String::new();
         BufReader::new(vmstat).read_line(&mut counters).unwrap();
         write!(stream, ", {} since", if counters.starts_with("nr_") { "as" } else { "not" }).unwrap();
     } else {
-        assert!(shown.is_empty());
+        assert!(shown.is_empty() && earlier.is_none());
     }
     Response::Done
 }

@@ -1,7 +1,7 @@
 use std::fs;
 
 use crate::tests::{Bench, power, read, spoil};
-use crate::{BLOCK_BYTES, DATA_FILE, Disk, Files, JOURNAL_FILE, MAX_LAYERS, OpenError};
+use crate::{BLOCK_BYTES, DATA_FILE, Disk, Files, JOURNAL_FILE, MAX_LAYERS, OpenError, Run};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 
@@ -81,9 +81,10 @@ fn what_was_written_is_told_from_all_layers_and_nothing_of_the_base() {
     child.write_at(2 * BLOCK_BYTES, &[9; BLOCK]).unwrap(); // After the seal.
 
     let data = ["parent", "child"].map(|name| fs::File::open(bench.layer(name).join(DATA_FILE)).unwrap());
-    let mut written = sealed.written(&data).unwrap();
+    let mut written = sealed.written(&data, None, 1).unwrap();
     let (mut bytes, mut told) = (Vec::new(), Vec::new());
-    while let Some(first) = written.next_run(2, &mut bytes).unwrap() {
+    while let Some(run) = written.next_run(2, &mut bytes).unwrap() {
+        let Run::Written(first) = run else { panic!("unchanged since nothing: {run:?}") };
         told.extend((first..).zip(bytes.chunks(BLOCK).map(|block| block[0])));
         assert!(
             bytes.len() <= 2 * BLOCK && bytes.chunks(BLOCK).all(|block| block.iter().all(|byte| *byte == block[0]))
@@ -92,9 +93,9 @@ fn what_was_written_is_told_from_all_layers_and_nothing_of_the_base() {
 
     assert_eq!(told, [(1, 1), (2, 2), (3, 1), (12, 0)]);
     assert_eq!((sealed.layers(), sealed.len_bytes()), (2, 16 * BLOCK_BYTES));
-    assert!(matches!(sealed.written(&data[..1]), Err(OpenError::Inherited { found: 1, wanted: 2, .. })));
+    assert!(matches!(sealed.written(&data[..1], None, 1), Err(OpenError::Inherited { found: 1, wanted: 2, .. })));
     fs::File::options().write(true).open(bench.layer("parent").join(DATA_FILE)).unwrap().set_len(BLOCK_BYTES).unwrap();
-    assert!(matches!(sealed.written(&data), Err(OpenError::ShortLayer { ordinal: 0, .. })));
+    assert!(matches!(sealed.written(&data, None, 1), Err(OpenError::ShortLayer { ordinal: 0, .. })));
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod forks; // who sees what after a fork
 mod model; // random histories against a plain array, with kills and power cuts
 mod plain; // one disk, no fork
 pub(crate) mod power; // what would be left after a power cut
+mod since; // what is unchanged since an earlier seal
 mod tampered; // journals that lie
 
 use std::fs::{self, File, OpenOptions};

@@ -155,7 +155,7 @@ fn write_what_the_fixture_is_made_of() {
     let image = Image { machine, memory, disk, expected, arriving: None };
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let descriptors = [OwnedFd::from(theirs), toys.data().into()];
-    Inherited { image, asked: Instant::now(), born: Instant::now() }.save(descriptors.into()).unwrap();
+    Inherited { image, asked: Instant::now(), born: Instant::now() }.save(None, descriptors.into()).unwrap();
     io::copy(&mut ours, &mut File::create(path).unwrap()).unwrap();
 }
 

@@ -67,6 +67,21 @@ pub enum Request {
     /// As [`Request::Save`], but for the disk, of which nothing is written: it stays where it is, for the same VM to go on
     /// with ([`Origin::Asleep`]). Descriptors: the socket, and with three more what is the same as in an earlier seed.
     SaveWithoutDisk,
+    /// How the disk of this seed was sealed: [`Response::DiskSeal`].
+    DiskSeal,
+    /// [`Request::Save`], where an earlier seed's disk was sealed like this: blocks that still lie where they lay then are
+    /// said to be the same, too, if it is the same disk.
+    SaveSince(DiskSeal),
+}
+
+/// What one seal of a disk is known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSeal {
+    /// Names what a monitor made of the disk's files, which another one does not have, unless it was forked from that
+    /// without being started.
+    pub life: [u8; 16],
+    /// How many slots the last layer had: of two seals with one `life`, more at the later one.
+    pub slots: u64,
 }
 
 /// The most children that one fork makes: each needs a descriptor in the same packet (`SCM_MAX_FD` is 253).
@@ -175,6 +190,8 @@ pub enum Response {
     Ended(Ending),
     /// It could not be done, and nothing changed. The error and its causes, outermost first.
     Refused(Vec<String>),
+    /// Answer to [`Request::DiskSeal`].
+    DiskSeal(DiskSeal),
 }
 
 /// Pages of guest memory.
@@ -306,6 +323,9 @@ mod tests {
         assert_eq!(encoded(&Request::Gather), [10]);
         assert_eq!(encoded(&Request::Flush), [11]);
         assert_eq!(encoded(&Request::SaveWithoutDisk), [12]);
+        assert_eq!(encoded(&Request::DiskSeal), [13]);
+        let seal = DiskSeal { life: [7; 16], slots: 5 };
+        assert_eq!(encoded(&Request::SaveSince(seal)), [&[14][..], &[7; 16], &[5]].concat());
     }
 
     /// See [`every_request_is_encoded_as_ever`].
@@ -344,6 +364,8 @@ mod tests {
         assert_eq!(encoded(&Response::Ended(Ending::Killed)), [5, 2]);
         assert_eq!(encoded(&Response::Ended(Ending::Crashed("c".into()))), [5, 3, 1, b'c']);
         assert_eq!(encoded(&Response::Refused(vec!["r".into()])), [6, 1, 1, b'r']);
+        let seal = DiskSeal { life: [7; 16], slots: 5 };
+        assert_eq!(encoded(&Response::DiskSeal(seal)), [&[7][..], &[7; 16], &[5]].concat());
     }
 
     #[test]

@@ -30,7 +30,7 @@ struct Sizes {
 fn save(store: &Path, name: &str, since: Option<&str>, stream: impl Read) -> Result<Sizes, Failure> {
     let store = Store::create(store)?;
     let writer = store.writer()?;
-    let earlier = since.map(|since| earlier(&store, since)).transpose()?;
+    let earlier = since.map(|since| Earlier::open(&store, since)).transpose()?;
     let (machine, state, mut reader) = Reader::begin(stream)?;
     let layers = write_layers(&writer, earlier.as_ref(), &mut reader)?;
     let checkpoint = Checkpoint {
@@ -51,10 +51,25 @@ fn save(store: &Path, name: &str, since: Option<&str>, stream: impl Read) -> Res
     Ok(Sizes { logical_bytes: layers.logical_bytes, stored_bytes, hashed_bytes })
 }
 
-/// The memory of an earlier checkpoint, which stays in the store as long as this is there.
-fn earlier(store: &Store, name: &str) -> Result<Layer, Failure> {
-    let memory = store.open_checkpoint(name)?.memory()?;
-    memory.ok_or_else(|| Failure::new(format!("the earlier checkpoint {name} has no memory")))
+/// The layers of an earlier checkpoint, which stay in the store as long as this is there.
+struct Earlier {
+    memory: Option<Layer>,
+    disk: Option<Layer>,
+}
+
+impl Earlier {
+    fn open(store: &Store, name: &str) -> Result<Self, Failure> {
+        let opened = store.open_checkpoint(name)?;
+        let disk = opened.checkpoint().disks.first().map(|id| opened.layer(*id)).transpose()?;
+        Ok(Self { memory: opened.memory()?, disk })
+    }
+
+    fn layer(&self, kind: LayerKind) -> Option<&Layer> {
+        match kind {
+            LayerKind::Memory => self.memory.as_ref(),
+            LayerKind::Disk => self.disk.as_ref(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -76,7 +91,7 @@ impl Layers {
 }
 
 /// Reads all layers. The reader sees to it that there is one of each.
-fn write_layers(writer: &Writer, earlier: Option<&Layer>, reader: &mut Reader<impl Read>) -> Result<Layers, Failure> {
+fn write_layers(writer: &Writer, earlier: Option<&Earlier>, reader: &mut Reader<impl Read>) -> Result<Layers, Failure> {
     let (mut layers, mut current) = (Layers::default(), None);
     while let Some(part) = reader.next_part()? {
         match part {
@@ -95,9 +110,10 @@ fn write_layers(writer: &Writer, earlier: Option<&Layer>, reader: &mut Reader<im
                 }
             }
             Part::Same(first, pages) => {
-                let Some(earlier) = earlier else { return Err(Failure::new("nobody knows what it is the same as")) };
-                if let Some((_, layer)) = &mut current {
-                    layer.inherit(earlier, first..first + pages)?; // The reader has bounded it.
+                if let Some((kind, layer)) = &mut current {
+                    let known = earlier.and_then(|earlier| earlier.layer(*kind));
+                    let known = known.ok_or_else(|| Failure::new("nobody knows what it is the same as"))?;
+                    layer.inherit(known, first..first + pages)?; // The reader has bounded it.
                 }
             }
         }

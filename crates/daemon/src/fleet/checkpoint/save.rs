@@ -134,7 +134,11 @@ impl Fleet {
         name: &str,
         layers: Option<Vec<String>>,
     ) -> Result<Output, FleetError> {
-        let request = if layers.is_some() { Request::Save } else { Request::SaveWithoutDisk };
+        let request = match (&layers, earlier.and_then(|earlier| earlier.disk)) {
+            (None, _) => Request::SaveWithoutDisk,
+            (Some(_), None) => Request::Save,
+            (Some(_), Some(seal)) => Request::SaveSince(seal),
+        };
         let (layers, ours, theirs) = self.open_to_save(layers.unwrap_or_default()).await?;
         let failed = || cannot(format!("run {}", self.0.monitor.display()));
         let saver = Command::new(&self.0.monitor)
