@@ -1,6 +1,7 @@
 //! `pando vmm`, driven over its control socket as the daemon does it, without the daemon.
 
 use crate::Toy;
+use pando_disk::{BLOCK_BYTES, Disk, Files};
 use pando_wire::control::{
     Boot, Connection, Fork, ForkTimings, Listener, Origin, Request, Response, Start, StartTimings, WorkingSet,
 };
@@ -115,13 +116,38 @@ impl Monitor {
 
     /// Starts the `pando` at `pando` as a monitor and boots `guest` in it.
     pub fn boot_guest(pando: &Path, guest: &Guest) -> Result<Self, MonitorError> {
+        Self::spawn(pando)?.boot_with(guest, guest.boot())
+    }
+
+    /// The same, where these blocks of the disk were written to before.
+    pub fn boot_used(
+        pando: &Path,
+        guest: &Guest,
+        blocks: impl IntoIterator<Item = (u64, [u8; BLOCK_BYTES as usize])>,
+    ) -> Result<Self, MonitorError> {
         let monitor = Self::spawn(pando)?;
-        let at = |name: &str| monitor.dir.path().join(name);
+        let file = |name: &str| read_write(&monitor.dir.path().join(name));
+        let files = Files {
+            base: File::open(&monitor.base)?,
+            inherited: Vec::new(),
+            data: file("data")?,
+            journal: file("journal")?,
+        };
+        let mut disk = Disk::create(files, guest.disk_bytes).map_err(io::Error::other)?;
+        for (block, bytes) in blocks {
+            disk.write_at(block * BLOCK_BYTES, &bytes).map_err(io::Error::other)?;
+        }
+        disk.flush().map_err(io::Error::other)?;
+        monitor.boot_with(guest, Boot { recover_layers: true, ..guest.boot() })
+    }
+
+    fn boot_with(self, guest: &Guest, boot: Boot) -> Result<Self, MonitorError> {
+        let at = |name: &str| self.dir.path().join(name);
         fs::write(at("toy"), &guest.kernel)?;
         fs::write(at("initramfs"), b"")?;
         let files = [File::open(at("toy"))?.into(), File::open(at("initramfs"))?.into()];
-        monitor.start(Origin::Boot(guest.boot()), files.into())?;
-        Ok(monitor)
+        self.start(Origin::Boot(boot), files.into())?;
+        Ok(self)
     }
 
     /// Starts the `pando` at `pando` as a monitor, with nothing in it yet.

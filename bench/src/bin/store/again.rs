@@ -1,15 +1,19 @@
-//! The second checkpoint of a VM against the first: with a toy guest, whose pages are nearly all alike, so that neither has
-//! much to compress or to write. What is left is reading and hashing.
+//! The second checkpoint of a VM against the first: with guests whose pages and blocks are nearly all alike, so that neither
+//! has much to compress or to write. What is left is reading and hashing.
 
-use pando_bench::{Monitor, READY, Toy, bound, median_of, mib, took, usable_kvm};
+use pando_bench::{Guest, Monitor, READY, Toy, Witness, bound, median_of, mib, took, usable_kvm};
+use pando_store::PAGE_BYTES;
 use std::error::Error;
+use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// What the guest writes to between two checkpoints.
-const WALKED: u64 = 10 << 20;
-/// Until it has touched all its memory, or made a lap.
-const LIMIT: Duration = Duration::from_secs(120);
+/// What a guest writes to between two checkpoints, of its memory or of its disk.
+const CHANGED: u64 = 10 << 20;
+/// The least that a guest can have.
+const LITTLE_MEMORY: u64 = 128 << 20;
+/// Until it has touched all its memory, or gone over what it changes.
+const LIMIT: Duration = Duration::from_secs(300);
 /// Turns, of which the median counts.
 const TURNS: usize = 7;
 
@@ -19,28 +23,53 @@ struct Saved {
     hashed_bytes: u64,
 }
 
-/// Reports how long it takes to store a VM of so much RAM again, all of it touched.
-pub(crate) fn report(pando: &Path, memory_bytes: u64) -> Result<(), Box<dyn Error>> {
-    println!(
-        "\nA toy VM with {}, all of it touched, that writes to {} between checkpoints:",
-        mib(memory_bytes),
-        mib(WALKED)
-    );
+/// Reports how long it takes to store a VM again, with so many bytes of RAM, all of it touched, or on its disk.
+pub(crate) fn report(pando: &Path, bytes: u64) -> Result<(), Box<dyn Error>> {
+    println!("\nToy VMs that write to {} between checkpoints:", mib(CHANGED));
     if !usable_kvm() {
         println!("  skipped: /dev/kvm cannot be opened here");
         return Ok(());
     }
-    let guest = Monitor::boot(pando, &Toy::touching(memory_bytes, WALKED), memory_bytes)?;
-    if guest.console_of(2, LIMIT)?.first() != Some(&READY) {
+    println!(" of {} of memory, all of it touched, beside as much on a disk that stays as it is", mib(bytes));
+    let kernel = Toy::touching(bytes, CHANGED).elf();
+    let guest = Guest { kernel, vcpus: 1, memory_bytes: bytes, disk_bytes: bytes };
+    let vm = Monitor::boot_used(pando, &guest, numbered(0..blocks(bytes)))?;
+    if vm.console_of(2, LIMIT)?.first() != Some(&READY) {
         return Err("the guest has not touched its memory".into());
     }
+    again(&vm, pando, 2)?;
+
+    println!(" of {} that were written on its disk, beside little memory", mib(bytes));
+    let witness = Witness { vcpus: 1, pages: 16, records: blocks(CHANGED) };
+    let guest = Guest { disk_bytes: bytes.max(CHANGED), ..witness.guest(LITTLE_MEMORY) };
+    let vm = Monitor::boot_used(pando, &guest, numbered(witness.records..blocks(bytes)))?;
+    let laps = witness.records as usize; // In each lap one record.
+    vm.console_of(laps, LIMIT)?;
+    again(&vm, pando, laps)
+}
+
+fn blocks(bytes: u64) -> u64 {
+    bytes / PAGE_BYTES as u64
+}
+
+/// Blocks that differ in their number only.
+fn numbered(blocks: Range<u64>) -> impl Iterator<Item = (u64, [u8; PAGE_BYTES])> {
+    blocks.map(|block| {
+        let mut bytes = [1; PAGE_BYTES];
+        bytes[..8].copy_from_slice(&block.to_le_bytes());
+        (block, bytes)
+    })
+}
+
+/// Stores a VM again and again, each time after it has said so many bytes more.
+fn again(vm: &Monitor, pando: &Path, said: usize) -> Result<(), Box<dyn Error>> {
     let directory = tempfile::tempdir()?;
-    let mut earlier = guest.seed()?;
+    let mut earlier = vm.seed()?;
     earlier.save(pando, directory.path(), "0")?;
     let (mut whole, mut since) = (Vec::new(), Vec::new());
     for turn in 1..=TURNS {
-        guest.console_of(guest.console()?.len() + 2, LIMIT)?;
-        let seed = guest.seed()?;
+        vm.console_of(vm.console()?.len() + said, LIMIT)?;
+        let seed = vm.seed()?;
         // In turns, of one seed.
         let elsewhere = tempfile::tempdir()?;
         whole.push(save(|| seed.save(pando, elsewhere.path(), "all"))?);

@@ -4,9 +4,9 @@ use crate::checkpoint::{ALL, WITNESS, next_laps, restore};
 use crate::instant::{boot, wait_for_laps};
 use crate::moments::Moments;
 use crate::{LIMIT, MEMORY, PANDO, needs_kvm};
-use pando_bench::{Monitor, Toy, serve};
+use pando_bench::{Guest, Monitor, Toy, Witness, serve};
 use pando_store::{ManifestId, Store};
-use pando_wire::saved::{self, LayerKind};
+use pando_wire::saved::{self, GROUP_PAGES, LayerKind, PAGE_BYTES};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -30,18 +30,18 @@ fn busy() -> Option<Monitor> {
 }
 
 /// What was read and hashed.
-fn hashed(printed: &str) -> u64 {
+pub(crate) fn hashed(printed: &str) -> u64 {
     serde_json::from_str::<serde_json::Value>(printed).unwrap()["hashed_bytes"].as_u64().unwrap()
 }
 
 /// RAM and disk of a checkpoint.
-fn layers(store: &Path, name: &str) -> (Option<ManifestId>, Vec<ManifestId>) {
+pub(crate) fn layers(store: &Path, name: &str) -> (Option<ManifestId>, Vec<ManifestId>) {
     let checkpoint = Store::open(store).unwrap().checkpoint(name).unwrap();
     (checkpoint.memory, checkpoint.disks)
 }
 
 /// Holds a checkpoint against all of its seed, which is saved elsewhere.
-fn assert_whole(seed: &Monitor, store: &Path, name: &str) {
+pub(crate) fn assert_whole(seed: &Monitor, store: &Path, name: &str) {
     let elsewhere = tempfile::tempdir().unwrap();
     seed.save(PANDO.as_ref(), elsewhere.path(), name).unwrap();
     assert_eq!(layers(store, name), layers(elsewhere.path(), name), "{name}");
@@ -78,6 +78,79 @@ fn the_next_checkpoint_reads_what_changed_and_has_the_same_layers_as_one_that_re
     // Beside what the kernel moved meanwhile, of which nothing is known.
     assert!(!knows_frames() || fewest < WALKED_PAGES * 4096 + (1 << 20), "{fewest} of {first}");
     println!("hashed: {first} bytes, then {fewest}");
+}
+
+/// Much of a disk that was used before: records are kept in its first blocks, and in every tenth group none was written to.
+/// Some blocks are zeroes, which is another thing than never written.
+pub(crate) fn used_disk() -> impl Iterator<Item = (u64, [u8; PAGE_BYTES])> {
+    let is_used = |block: &u64| !(block / GROUP_PAGES).is_multiple_of(10);
+    let bytes = |block: u64| match block.is_multiple_of(7) {
+        true => [0; PAGE_BYTES],
+        false => std::array::from_fn(|at| block.to_le_bytes()[at % 8]),
+    };
+    (RECORDS..DISK_BLOCKS).filter(is_used).map(move |block| (block, bytes(block)))
+}
+
+/// A guest that goes on with little of its disk, in each lap with another block.
+pub(crate) const RECORDER: Witness = Witness { vcpus: 2, pages: 16, records: RECORDS };
+const RECORDS: u64 = 16;
+/// Of which the last one is a group of its own.
+const DISK_BLOCKS: u64 = 8193;
+
+pub(crate) fn recorder(witness: Witness) -> Option<Monitor> {
+    let guest = Guest { disk_bytes: DISK_BLOCKS * PAGE_BYTES as u64, ..witness.guest(MEMORY) };
+    needs_kvm().then(|| Monitor::boot_used(PANDO.as_ref(), &guest, used_disk()).unwrap())
+}
+
+#[test]
+fn the_next_checkpoint_reads_of_the_disk_what_was_written_since_also_of_a_child_of_a_fork() {
+    let Some(parent) = recorder(RECORDER) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let used: u64 = used_disk().filter(|(_, bytes)| bytes != &[0; PAGE_BYTES]).map(|_| PAGE_BYTES as u64).sum();
+    wait_for_laps(&parent, RECORDER, 2, LIMIT);
+    let (_, children) = parent.fork(1).unwrap();
+    for (name, vm) in [("parent", &parent), ("child", &children[0].monitor)] {
+        let mut earlier = vm.seed().unwrap();
+        let first = hashed(&earlier.save(PANDO.as_ref(), dir.path(), &format!("{name}0")).unwrap());
+        assert!(first > used, "{first}");
+        let mut most = 0;
+        for round in 1..8 {
+            wait_for_laps(vm, RECORDER, round % 3, LIMIT);
+            let seed = vm.seed().unwrap();
+            let before = earlier.as_earlier(&format!("{name}{}", round - 1)).unwrap();
+            let now = hashed(&seed.save_since(&before, PANDO.as_ref(), dir.path(), &format!("{name}{round}")).unwrap());
+            most = most.max(now);
+            assert_whole(&seed, dir.path(), &format!("{name}{round}"));
+            earlier = seed;
+        }
+        // All records, and all memory where nobody knows of frames.
+        assert!(most <= first - used + RECORDS * PAGE_BYTES as u64 + (1 << 20), "{most} of {first}");
+        println!("{name}: hashed {first} bytes, then at most {most}");
+    }
+}
+
+#[test]
+fn a_checkpoint_is_whole_also_since_one_that_is_later_or_of_another_vm_of_the_tree() {
+    let Some(parent) = recorder(RECORDER) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let save = |seed: &Monitor, name: &str| seed.save(PANDO.as_ref(), dir.path(), name).unwrap();
+    wait_for_laps(&parent, RECORDER, 2, LIMIT);
+    let first = parent.seed().unwrap();
+    let (_, children) = parent.fork(1).unwrap();
+    for vm in [&parent, &children[0].monitor] {
+        wait_for_laps(vm, RECORDER, RECORDS as usize + 2, LIMIT);
+    }
+    let (later, childs) = (parent.seed().unwrap(), children[0].monitor.seed().unwrap());
+    save(&later, "later");
+    save(&childs, "childs");
+    let since = |seed: &Monitor, earlier: &Monitor, of: &str, name: &str| {
+        seed.save_since(&earlier.as_earlier(of).unwrap(), PANDO.as_ref(), dir.path(), name).unwrap();
+        assert_whole(seed, dir.path(), name);
+    };
+    since(&first, &later, "later", "first");
+    since(&first, &childs, "childs", "first-since-childs");
+    since(&childs, &first, "first", "childs-since-first");
+    since(&childs, &later, "later", "childs-since-later");
 }
 
 #[test]

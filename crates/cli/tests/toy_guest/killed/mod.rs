@@ -1,5 +1,6 @@
 //! A save that is killed at any moment: a checkpoint is in the store as a whole, or not at all.
 
+mod since; // one that takes over what an earlier one has
 mod transfer; // who is killed at a push, or while garbage is collected
 
 use crate::fork::assert_unbroken;
