@@ -94,7 +94,7 @@ async fn a_checkpoint_that_was_pushed_is_run_by_another_daemon() {
     assert_eq!((status, &pulled["fetched"], &pulled["here"]), (200, &pushed["sent"], &json!(0)), "{pulled}");
     let arrived: Checkpoint = serde_json::from_value(pulled["checkpoint"].clone()).unwrap();
     let stored_bytes = pushed["sent_bytes"].as_u64();
-    assert_eq!(arrived, Checkpoint { seed: None, usage: None, stored_bytes, ..made.clone() });
+    assert_eq!(arrived, Checkpoint { seed: None, usage: None, stored_bytes, hashed_bytes: None, ..made.clone() });
     let (status, report) = to.post("/checkpoints/warm/run", json!({"children": [{"name": "one"}]})).await;
     assert_eq!((status.as_u16(), &report["children"][0]["error"]), (200, &Value::Null), "{report}");
     assert_eq!(to.vm("one").await.env, [("A".into(), "1".into())].into());

@@ -68,7 +68,7 @@ async fn a_vm_is_kept_as_a_seed_and_goes_on_while_it_is_stored() {
     assert_ne!(made.seed.unwrap(), vm.pid.unwrap());
     assert_eq!(daemon.vm("web").await.state, State::Running);
     let kept = until(&daemon, "warm", CheckpointState::Stored).await;
-    assert_eq!(kept.logical_bytes, Some((512 << 20) + 32768));
+    assert_eq!((kept.logical_bytes, kept.hashed_bytes), (Some((512 << 20) + 32768), Some(2 * 4096)));
     assert!(kept.stored_bytes.unwrap() > 0 && kept.usage.unwrap().rss_bytes > 0 && kept.seed == made.seed);
     assert_eq!(stored(&daemon), std::slice::from_ref(&made.id));
     // A name is made up, as for a child.

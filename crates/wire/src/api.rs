@@ -247,6 +247,9 @@ pub struct Checkpoint {
     pub logical_bytes: Option<u64>,
     /// What it added to the store, in bytes.
     pub stored_bytes: Option<u64>,
+    /// What of its RAM and disk was read and hashed to store it, in bytes: not what is zero, nor what is as in an earlier
+    /// checkpoint of the VM. Null where that is not known, as of one that was stored elsewhere.
+    pub hashed_bytes: Option<u64>,
     /// When it was made, in milliseconds since 1970.
     pub created_ms: i64,
 }

@@ -14,7 +14,7 @@ fn checkpoint(state: &str, problem: Value) -> String {
     json!({
         "id": "i", "name": "warm", "vm": "web", "vm_id": "w", "state": state, "problem": problem, "image": "d",
         "cpus": 1, "memory_bytes": 1 << 28, "seed": null, "usage": null, "logical_bytes": null, "stored_bytes": null,
-        "created_ms": 0,
+        "hashed_bytes": null, "created_ms": 0,
     })
     .to_string()
 }

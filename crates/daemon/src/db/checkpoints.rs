@@ -6,6 +6,7 @@ use super::layers::unused;
 use super::vms::json;
 use super::{Db, DbError, Write};
 use pando_wire::api::CheckpointState;
+use serde::Deserialize;
 use sqlx::FromRow;
 use std::collections::{BTreeMap, HashSet};
 
@@ -36,9 +37,19 @@ pub(crate) struct Checkpoint {
     pub(crate) logical_bytes: Option<u64>,
     /// What it added to the store.
     pub(crate) stored_bytes: Option<u64>,
+    /// What was read and hashed for that.
+    pub(crate) hashed_bytes: Option<u64>,
     pub(crate) created_ms: i64,
     pub(crate) owner: String,
     pub(crate) epoch: i64,
+}
+
+/// How large a checkpoint in the store is, in bytes, where that is known: what [`Checkpoint`] has.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+pub(crate) struct Sizes {
+    pub(crate) logical_bytes: Option<u64>,
+    pub(crate) stored_bytes: Option<u64>,
+    pub(crate) hashed_bytes: Option<u64>,
 }
 
 /// What came of writing a checkpoint into the store.
@@ -46,8 +57,8 @@ pub(crate) struct Checkpoint {
 pub(crate) enum Outcome<'a> {
     /// It is tried again.
     Saving,
-    /// The store has it. How large it is, where that is known.
-    Stored { logical_bytes: Option<u64>, stored_bytes: Option<u64> },
+    /// The store has it.
+    Stored(Sizes),
     /// The store does not have it.
     Failed { problem: &'a str },
 }
@@ -108,21 +119,22 @@ impl Db {
 
     /// Writes down what came of storing a checkpoint.
     pub(crate) async fn checkpoint_became(&self, of: &Checkpoint, outcome: Outcome<'_>) -> Result<(), DbError> {
-        let (state, problem, logical, stored) = match outcome {
-            Outcome::Saving => (CheckpointState::Saving, None, None, None),
-            Outcome::Stored { logical_bytes, stored_bytes } => {
-                (CheckpointState::Stored, None, logical_bytes, stored_bytes)
-            }
-            Outcome::Failed { problem } => (CheckpointState::Failed, Some(problem), None, None),
+        let (state, problem, sizes) = match outcome {
+            Outcome::Saving => (CheckpointState::Saving, None, Sizes::default()),
+            Outcome::Stored(sizes) => (CheckpointState::Stored, None, sizes),
+            Outcome::Failed { problem } => (CheckpointState::Failed, Some(problem), Sizes::default()),
         };
+        let bytes = |size: Option<u64>| size.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
         let mut write = self.begin().await?;
         let changed = sqlx::query(
-            "UPDATE checkpoints SET state = ?, problem = ?, logical_bytes = ?, stored_bytes = ? WHERE id = ? AND epoch = ?",
+            "UPDATE checkpoints SET state = ?, problem = ?, logical_bytes = ?, stored_bytes = ?, hashed_bytes = ? \
+             WHERE id = ? AND epoch = ?",
         )
         .bind(state_name(state))
         .bind(problem)
-        .bind(logical.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)))
-        .bind(stored.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)))
+        .bind(bytes(sizes.logical_bytes))
+        .bind(bytes(sizes.stored_bytes))
+        .bind(bytes(sizes.hashed_bytes))
         .bind(&of.id)
         .bind(of.epoch)
         .execute(write.on())
@@ -130,7 +142,7 @@ impl Db {
         owned(&of.id, changed.rows_affected())?;
         match outcome {
             Outcome::Saving => (),
-            Outcome::Stored { .. } => append(&mut write, &of.vm, Kind::Stored, &of.name).await?,
+            Outcome::Stored(_) => append(&mut write, &of.vm, Kind::Stored, &of.name).await?,
             Outcome::Failed { problem } => {
                 append(&mut write, &of.vm, Kind::Unstored, &format!("{}: {problem}", of.name)).await?;
             }
@@ -226,6 +238,7 @@ struct Row {
     kernel: Option<String>,
     logical_bytes: Option<i64>,
     stored_bytes: Option<i64>,
+    hashed_bytes: Option<i64>,
     created_ms: i64,
     owner: String,
     epoch: i64,
@@ -247,6 +260,7 @@ impl TryFrom<Row> for Checkpoint {
             memory_bytes: positive(row.memory_bytes, "bytes of RAM")?,
             logical_bytes: optional(row.logical_bytes)?,
             stored_bytes: optional(row.stored_bytes)?,
+            hashed_bytes: optional(row.hashed_bytes)?,
             cpus: u8::try_from(row.cpus).map_err(|_| wrong(format!("{} CPUs", row.cpus)))?,
             command: serde_json::from_str(&row.command).map_err(|_| wrong(format!("command {}", row.command)))?,
             env: serde_json::from_str(&row.env).map_err(|_| wrong("an environment that is no JSON".to_owned()))?,
@@ -291,6 +305,7 @@ mod tests {
             kernel: None,
             logical_bytes: None,
             stored_bytes: None,
+            hashed_bytes: None,
             created_ms: 7,
             owner: "owner".into(),
             epoch: 1,
@@ -320,11 +335,11 @@ mod tests {
         let failed = db.checkpoint(&written.id).await.unwrap().unwrap();
         let problem = Some("the disk is full".to_owned());
         assert_eq!((failed.state, failed.problem), (CheckpointState::Failed, problem));
-        let sizes = Outcome::Stored { logical_bytes: Some(9), stored_bytes: Some(4) };
-        db.checkpoint_became(&written, sizes).await.unwrap();
+        let sizes = Sizes { logical_bytes: Some(9), stored_bytes: Some(4), hashed_bytes: Some(5) };
+        db.checkpoint_became(&written, Outcome::Stored(sizes)).await.unwrap();
         let stored = db.checkpoint("warm").await.unwrap().unwrap();
-        let sizes = (stored.logical_bytes, stored.stored_bytes);
-        assert_eq!((stored.state, stored.problem, sizes), (CheckpointState::Stored, None, (Some(9), Some(4))));
+        let sizes = [stored.logical_bytes, stored.stored_bytes, stored.hashed_bytes];
+        assert_eq!((stored.state, stored.problem, sizes), (CheckpointState::Stored, None, [9, 4, 5].map(Some)));
     }
 
     #[tokio::test]

@@ -5,12 +5,13 @@ use sqlx::SqlitePool;
 
 /// What each version has that the one before had not, oldest first. Each ends by saying which version it is. One that a
 /// daemon may have run is never changed.
-const STEPS: [&str; 5] = [
+const STEPS: [&str; 6] = [
     include_str!("schema/1-vms.sql"),
     include_str!("schema/2-checkpoints.sql"),
     include_str!("schema/3-sleep.sql"),
     include_str!("schema/4-settings.sql"),
     include_str!("schema/5-woken.sql"),
+    include_str!("schema/6-hashed.sql"),
 ];
 
 /// The schema that this build writes and reads.

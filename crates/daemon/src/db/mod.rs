@@ -13,7 +13,7 @@ mod settings; // what was set
 mod sleep; // VMs that fall asleep
 mod vms; // creating, changing and removing VMs
 
-pub(crate) use checkpoints::{Checkpoint, Outcome};
+pub(crate) use checkpoints::{Checkpoint, Outcome, Sizes};
 pub(crate) use events::Kind;
 pub(crate) use record::{Record, state_name};
 pub(crate) use vms::{Change, Insert};

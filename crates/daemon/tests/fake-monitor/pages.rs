@@ -52,9 +52,10 @@ pub(crate) fn save(store: &str, name: &str, since: Option<&str>) {
     let checkpoint = Checkpoint { name: name.into(), created_ms: 1, machine, memory, disks };
     writer.publish(&checkpoint).unwrap();
     println!(
-        r#"{{"logical_bytes":{},"stored_bytes":{}}}"#,
+        r#"{{"logical_bytes":{},"stored_bytes":{},"hashed_bytes":{}}}"#,
         (MEMORY_PAGES + PAGES) * PAGE_BYTES as u64,
-        writer.new_bytes()
+        writer.new_bytes(),
+        writer.hashed_bytes()
     );
 }
 

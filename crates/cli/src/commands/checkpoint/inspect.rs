@@ -42,6 +42,7 @@ fn render(checkpoint: &Checkpoint) -> String {
     add("problem", checkpoint.problem.clone());
     add("guest's size", checkpoint.logical_bytes.map(render::bytes));
     add("stored", checkpoint.stored_bytes.map(render::bytes));
+    add("hashed", checkpoint.hashed_bytes.map(render::bytes));
     add("seed", checkpoint.seed.map(|pid| format!("process {pid}")));
     add("resident", checkpoint.usage.map(|usage| render::bytes(usage.rss_bytes)));
     add("proportional", checkpoint.usage.map(|usage| render::bytes(usage.pss_bytes)));
@@ -67,6 +68,7 @@ cpus          2
 memory        512 MiB
 guest's size  3 GiB
 stored        40 MiB
+hashed        1 GiB
 ";
         assert_eq!(render(&example("warm")), expected);
         let failed = Checkpoint { problem: Some("no room".into()), seed: Some(7), ..example("warm") };

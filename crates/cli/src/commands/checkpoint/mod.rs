@@ -101,6 +101,7 @@ pub(super) fn example(name: &str) -> pando_wire::api::Checkpoint {
         usage: None,
         logical_bytes: Some(3 << 30),
         stored_bytes: Some(40 << 20),
+        hashed_bytes: Some(1 << 30),
         created_ms: 0,
     }
 }

@@ -3,7 +3,7 @@
 use super::super::Fleet;
 use super::super::error::FleetError;
 use super::store::Kept;
-use crate::db::{Checkpoint, Kind, Outcome};
+use crate::db::{Checkpoint, Kind, Outcome, Sizes};
 use crate::monitor::{Monitor, MonitorError};
 use crate::supervisor::Process;
 use futures_util::future::join_all;
@@ -77,7 +77,7 @@ impl Fleet {
     async fn adopt_checkpoint(&self, checkpoint: &Checkpoint) -> Result<Option<MonitorError>, FleetError> {
         let kept = self.kept(&checkpoint.id).await?;
         let found = self.take_over_seed(checkpoint).await;
-        let stored = Outcome::Stored { logical_bytes: None, stored_bytes: None };
+        let stored = Outcome::Stored(Sizes::default());
         match (kept, checkpoint.state) {
             (Kept::Whole, CheckpointState::Saving | CheckpointState::Failed) => {
                 self.0.db.checkpoint_became(checkpoint, stored).await?;

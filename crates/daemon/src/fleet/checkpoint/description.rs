@@ -96,6 +96,7 @@ impl Description {
             kernel: self.kernel,
             logical_bytes: None,
             stored_bytes: None,
+            hashed_bytes: None,
             created_ms: self.created_ms,
             owner,
             epoch: 1,

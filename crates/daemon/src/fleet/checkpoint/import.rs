@@ -6,7 +6,7 @@
 use super::super::error::{FleetError, cannot};
 use super::super::{Fleet, blocking, names};
 use super::description::Description;
-use crate::db::{self, Outcome};
+use crate::db::{self, Outcome, Sizes};
 use crate::images::Incoming;
 use pando_store::{ImportError, IntakeError, PAGE_BYTES, Store};
 use pando_wire::api::Checkpoint;
@@ -77,8 +77,8 @@ impl Fleet {
             }
             logical_bytes(store, &id, memory_bytes)
         });
-        let outcome = Outcome::Stored { logical_bytes: Some(logical.await?), stored_bytes: None };
-        Ok(self.0.db.checkpoint_became(checkpoint, outcome).await?)
+        let sizes = Sizes { logical_bytes: Some(logical.await?), ..Sizes::default() };
+        Ok(self.0.db.checkpoint_became(checkpoint, Outcome::Stored(sizes)).await?)
     }
 }
 

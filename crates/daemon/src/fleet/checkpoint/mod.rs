@@ -158,6 +158,7 @@ impl Fleet {
             usage: None,
             logical_bytes: checkpoint.logical_bytes,
             stored_bytes: checkpoint.stored_bytes,
+            hashed_bytes: checkpoint.hashed_bytes,
             created_ms: checkpoint.created_ms,
         }
     }
@@ -199,6 +200,7 @@ fn plan(
         kernel: vm.kernel.clone(),
         logical_bytes: None,
         stored_bytes: None,
+        hashed_bytes: None,
         created_ms: now_ms(),
         owner,
         epoch: 1,

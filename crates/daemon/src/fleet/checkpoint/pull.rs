@@ -5,7 +5,7 @@ use super::super::{Fleet, names};
 use super::bucket;
 use super::description::{Description, DescriptionError, is_id};
 use super::import::logical_bytes;
-use crate::db::{self, Outcome};
+use crate::db::{self, Outcome, Sizes};
 use pando_store::{Bucket, BucketError};
 use pando_wire::api::{PullRequest, Pulled};
 
@@ -66,8 +66,8 @@ impl Fleet {
         // Not to be dropped half-way: the store might keep it after it was forgotten.
         let pulled = fetched.keep().await.map_err(&failed)?;
         let logical = self.with_store(move |store| logical_bytes(store, &id, memory_bytes)).await?;
-        let outcome = Outcome::Stored { logical_bytes: Some(logical), stored_bytes: Some(pulled.bytes) };
-        self.0.db.checkpoint_became(checkpoint, outcome).await?;
+        let sizes = Sizes { logical_bytes: Some(logical), stored_bytes: Some(pulled.bytes), hashed_bytes: None };
+        self.0.db.checkpoint_became(checkpoint, Outcome::Stored(sizes)).await?;
         Ok(pulled)
     }
 }

@@ -3,10 +3,9 @@
 use super::super::{Fleet, blocking, error::FleetError, error::cannot};
 use super::earlier::Earlier;
 use super::store::Kept;
-use crate::db::{Checkpoint, Outcome};
+use crate::db::{Checkpoint, Outcome, Sizes};
 use crate::monitor::{LONG, Monitor, MonitorError};
 use pando_wire::control::{Request, Response};
-use serde::Deserialize;
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -37,14 +36,6 @@ impl Saves {
     }
 }
 
-/// What `pando pages save` prints.
-#[derive(Debug, Default, Deserialize)]
-struct Printed {
-    logical_bytes: Option<u64>,
-    stored_bytes: Option<u64>,
-    hashed_bytes: Option<u64>,
-}
-
 impl Fleet {
     /// Writes a checkpoint into the store, in the background, from its seed.
     pub(super) fn begin_to_save(&self, checkpoint: &Checkpoint) {
@@ -62,15 +53,14 @@ impl Fleet {
 
     async fn save(&self, checkpoint: &Checkpoint) {
         let (sizes, problem) = match self.write_out_seed(checkpoint).await {
+            // It prints how large it is.
             Ok(output) if output.status.success() => (serde_json::from_slice(&output.stdout).unwrap_or_default(), None),
-            Ok(output) => (Printed::default(), Some(sentence(&output.stderr))),
-            Err(error) => (Printed::default(), Some(error.in_one_line())),
+            Ok(output) => (Sizes::default(), Some(sentence(&output.stderr))),
+            Err(error) => (Sizes::default(), Some(error.in_one_line())),
         };
         // Whatever that process said: another one, of an earlier daemon, may have written it.
         let outcome = match (self.kept(&checkpoint.id).await, &problem) {
-            (Ok(Kept::Whole), _) => {
-                Outcome::Stored { logical_bytes: sizes.logical_bytes, stored_bytes: sizes.stored_bytes }
-            }
+            (Ok(Kept::Whole), _) => Outcome::Stored(sizes),
             (_, Some(problem)) => Outcome::Failed { problem },
             (Ok(Kept::Absent), None) => Outcome::Failed { problem: "it is not in the store" },
             (Err(error), None) => {
@@ -80,10 +70,7 @@ impl Fleet {
         };
         match &outcome {
             Outcome::Failed { problem } => tracing::warn!(checkpoint = checkpoint.id, problem, "not stored"),
-            _ => {
-                let hashed_bytes = sizes.hashed_bytes;
-                tracing::info!(checkpoint = checkpoint.id, name = checkpoint.name, hashed_bytes, "stored");
-            }
+            _ => tracing::info!(checkpoint = checkpoint.id, name = checkpoint.name, "stored"),
         }
         if let Err(error) = self.0.db.checkpoint_became(checkpoint, outcome).await {
             tracing::error!(checkpoint = checkpoint.id, %error, "cannot write down whether it is stored");
