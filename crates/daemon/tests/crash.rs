@@ -227,7 +227,9 @@ async fn wherever_a_daemon_is_killed_a_vm_runs_or_sleeps_and_nothing_of_it_is_le
 async fn wherever_monitors_are_killed_a_vm_sleeps_or_is_stopped_and_what_slept_is_woken_once() {
     let daemon = Daemon::start().await;
     daemon.run("web").await;
-    let order = async |what: &str| drop(daemon.attempt(Method::POST, &format!("/vms/web/{what}"), Value::Null).await);
+    let order = async |what: &str| {
+        daemon.attempt(Method::POST, &format!("/vms/web/{what}"), Value::Null).await;
+    };
     let work = async || {
         order("hibernate").await;
         order("wake").await;
