@@ -58,10 +58,8 @@ async fn a_vm_sleeps_without_a_process_and_wakes_as_the_same_one() {
     assert!(!exists(before.pid.unwrap()));
     assert_eq!(disks(&daemon), [0]);
     assert_eq!(daemon.get("/checkpoints").await.1, json!([]), "it is the VM's own");
-    for (what, infinitive) in
-        [("hibernate", "hibernate"), ("pause", "pause"), ("start", "start"), ("stop", "stop"), ("kill", "kill")]
-    {
-        assert_eq!(order(&daemon, "web", what).await, (409, format!("cannot {infinitive} web: it is hibernated")));
+    for what in ["hibernate", "resume", "start", "kill"] {
+        assert_eq!(order(&daemon, "web", what).await, (409, format!("cannot {what} web: it is hibernated")));
     }
     assert_eq!(daemon.delete("/vms/web").await.0, 409);
 
@@ -86,6 +84,20 @@ async fn a_vm_sleeps_without_a_process_and_wakes_as_the_same_one() {
     }
     assert_eq!((stored(&daemon).len(), layers(&daemon).len()), (0, 0));
     eventually("no page server is left", async || daemon.monitors() == 0).await;
+}
+
+#[tokio::test]
+async fn a_vm_that_sleeps_is_woken_to_stand_still_and_to_be_stopped() {
+    let daemon = Daemon::start().await;
+    daemon.run("web").await;
+    for (what, then) in [("pause", State::Paused), ("resume", State::Running), ("stop", State::Stopped)] {
+        if what != "resume" {
+            assert_eq!(order(&daemon, "web", "hibernate").await, DONE);
+        }
+        assert_eq!(order(&daemon, "web", what).await, DONE);
+        assert_eq!(daemon.vm("web").await.state, then);
+    }
+    assert_eq!(log(&daemon, "web").await.matches("slept as").count(), 2);
 }
 
 #[tokio::test]

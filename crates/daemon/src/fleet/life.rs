@@ -16,43 +16,44 @@ use tokio::time::timeout;
 const TURN_LIMIT: Duration = Duration::from_secs(30);
 
 impl Fleet {
-    /// Makes a VM stand still.
+    /// Makes a VM stand still. One that sleeps is woken for that.
     pub(crate) async fn pause(&self, name: &str) -> Result<Vm, FleetError> {
-        self.shift(name, State::Running, "pause", &Request::Pause, Change::Paused).await
+        let (vm, _turn) = self.awake(name).await?;
+        self.shift(vm, State::Running, "pause", &Request::Pause, Change::Paused).await
     }
 
     /// Makes a VM go on.
     pub(crate) async fn resume(&self, name: &str) -> Result<Vm, FleetError> {
-        self.shift(name, State::Paused, "resume", &Request::Resume, Change::Resumed).await
+        let id = self.find(name).await?.id;
+        let _turn = self.0.turns.vm(&id).await;
+        self.shift(self.find(&id).await?, State::Paused, "resume", &Request::Resume, Change::Resumed).await
     }
 
+    /// Has `record`, whose turn it is, go from one state to another.
     async fn shift(
         &self,
-        name: &str,
+        record: Record,
         from: State,
         wanted: &'static str,
         request: &Request,
         change: Change<'_>,
     ) -> Result<Vm, FleetError> {
-        let id = self.find(name).await?.id;
-        let _turn = self.0.turns.vm(&id).await;
-        let record = self.find(&id).await?;
         if record.state != from {
             return Err(wrong_state(&record, wanted));
         }
         self.order(&record, wanted, request).await?;
-        if !self.0.db.change(&id, record.epoch, change).await? {
+        if !self.0.db.change(&record.id, record.epoch, change).await? {
             // It ended just then.
-            return Err(wrong_state(&self.find(&id).await?, wanted));
+            return Err(wrong_state(&self.find(&record.id).await?, wanted));
         }
-        self.get(&id).await
+        self.get(&record.id).await
     }
 
-    /// Asks a guest to power off, and ends it when it has not after `limit`.
+    /// Asks a guest to power off, and ends it when it has not after `limit`. One that sleeps is woken for that: only it can
+    /// write what it has not written yet.
     pub(crate) async fn stop(&self, name: &str, limit: Duration) -> Result<Vm, FleetError> {
-        let id = self.find(name).await?.id;
-        let _turn = self.0.turns.vm(&id).await;
-        let record = self.find(&id).await?;
+        let (record, _turn) = self.awake(name).await?;
+        let id = record.id.clone();
         let Some(live) = self.0.supervisor.live(&id) else { return Err(wrong_state(&record, "stop")) };
         let deadline = Instant::now() + limit;
         if record.state == State::Paused {

@@ -148,7 +148,8 @@ pub(super) async fn hibernate(State(fleet): State<Fleet>, Name(name): Name) -> R
     to_its_end(async move { fleet.hibernate(&name).await }).await.map(Json)
 }
 
-/// Bring back a VM that sleeps. After an error it sleeps on, or is stopped if it has run. A program, a connection to its agent, a fork or a checkpoint does so by itself.
+/// Bring back a VM that sleeps. After an error it sleeps on, or is stopped if it has run. A program, a connection to its
+/// agent, a fork, a checkpoint, a pause or a stop does so by itself.
 #[utoipa::path(
     post,
     path = "/vms/{name}/wake",

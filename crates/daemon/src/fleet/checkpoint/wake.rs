@@ -72,9 +72,7 @@ impl Fleet {
     ) -> Result<(Record, Turn), FleetError> {
         let id = self.find(name).await?.id;
         loop {
-            if is_asleep(&self.find(&id).await?) {
-                self.wake_if_asleep(&id).await?;
-            }
+            self.wake_if_asleep(&id).await?;
             self.gathered(&id, wanted).await?;
             let turn = self.0.turns.vm(&id).await;
             let vm = self.find(&id).await?;
@@ -85,7 +83,23 @@ impl Fleet {
         }
     }
 
+    /// The VM of this name or id, and its turn: not asleep, it is woken for that.
+    pub(in crate::fleet) async fn awake(&self, name: &str) -> Result<(Record, Turn), FleetError> {
+        let id = self.find(name).await?.id;
+        loop {
+            self.wake_if_asleep(&id).await?;
+            let turn = self.0.turns.vm(&id).await;
+            let vm = self.find(&id).await?;
+            if !is_asleep(&vm) {
+                return Ok((vm, turn));
+            }
+        }
+    }
+
     async fn wake_if_asleep(&self, id: &str) -> Result<(), FleetError> {
+        if !is_asleep(&self.find(id).await?) {
+            return Ok(());
+        }
         let (fleet, id) = (self.clone(), id.to_owned());
         // To its end, also when whoever asked goes away.
         let waking = tokio::spawn(async move {
