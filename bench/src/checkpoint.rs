@@ -157,7 +157,7 @@ impl Monitor {
         let journals = next.inherited.iter().map(|data| File::open(data.with_file_name("journal")));
         let journals = journals.collect::<Result<Vec<_>, _>>()?;
         let more = connections.into_iter().map(OwnedFd::from).chain(journals.into_iter().map(OwnedFd::from));
-        next.start(Origin::Asleep(Asleep { vcpus, memory_bytes }), more.collect())?;
+        next.start(Origin::Asleep(Asleep { vcpus, memory_bytes, is_alone: true }), more.collect())?;
         Ok(next)
     }
 }

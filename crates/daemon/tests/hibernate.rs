@@ -204,13 +204,27 @@ async fn a_layer_that_a_child_reads_stays_and_what_sleeps_is_removed_with_its_vm
     assert!(layers(&daemon).contains(&web.id));
     assert_eq!(order(&daemon, "child", "kill").await, DONE);
     assert_eq!(order(&daemon, "child", "start").await, DONE);
+    // What others read of its layer is not overwritten when it wakes.
+    assert_eq!(order(&daemon, "web", "wake").await, DONE);
+    assert_eq!(order(&daemon, "web", "hibernate").await, DONE);
+    assert_eq!(daemon.post("/vms/child/checkpoint", json!({"name": "warm"})).await.0, 200);
+    assert_eq!(order(&daemon, "child", "hibernate").await, DONE);
+    assert_eq!(order(&daemon, "child", "wake").await, DONE);
+    for vm in ["web", "child"] {
+        assert!(
+            log(&daemon, vm).await.contains(&format!("\nslept among readers as {vm}\n")),
+            "{}",
+            log(&daemon, vm).await
+        );
+    }
+    assert_eq!(daemon.delete("/checkpoints/warm").await.0, 204);
 
     assert_eq!(daemon.delete("/vms/web?force=true").await.0, 204);
 
-    assert_eq!(stored(&daemon), [""; 0]);
+    assert_eq!(stored(&daemon).len(), 1, "what the child was woken from");
     assert!(layers(&daemon).contains(&web.id));
     assert_eq!(daemon.delete("/vms/child?force=true").await.0, 204);
-    assert_eq!(layers(&daemon).len(), 0);
+    assert_eq!((stored(&daemon).len(), layers(&daemon).len()), (0, 0));
 }
 
 #[tokio::test]

@@ -43,6 +43,12 @@ impl Disk {
         self.own.frozen = self.own.next_slot;
     }
 
+    /// Has everything in the own layer be overwritten in place again, so that a disk that is recovered often does not grow by
+    /// what it overwrites each time. Only for a disk whose own layer nobody else reads: no descendant, no seed.
+    pub fn thaw(&mut self) {
+        self.own.frozen = 0;
+    }
+
     /// What a child keeps of this disk. Called in the forked process, and nowhere else, after the parent's
     /// [`Disk::seal`].
     ///

@@ -167,7 +167,8 @@ impl Disk {
     /// `inherited_journals` are the map journals of the inherited layers, oldest first, open for reading. What follows
     /// the last valid record of the own journal is cut off; see [`Disk::dropped_journal_bytes`].
     ///
-    /// Everything found in the own layer is frozen: children of the disk's earlier life may still read it.
+    /// Everything found in the own layer is frozen: children of the disk's earlier life may still read it. Where nobody does,
+    /// [`Disk::thaw`] follows.
     ///
     /// # Errors
     ///

@@ -35,6 +35,8 @@ pub(crate) enum DiskImage {
     Kept {
         /// One per inherited layer, oldest first.
         inherited_journals: Vec<File>,
+        /// Nobody else reads its own layer.
+        is_alone: bool,
     },
     /// What the parent's disk held at the fork.
     Sealed(Box<Sealed>),

@@ -333,7 +333,7 @@ impl Owner {
             (Origin::Boot(boot), More::Boot(mut from), None) => {
                 let asked = Instant::now();
                 let disk = match boot.recover_layers {
-                    true => DiskImage::Kept { inherited_journals: from.inherited_journals },
+                    true => DiskImage::Kept { inherited_journals: from.inherited_journals, is_alone: false },
                     false => DiskImage::Fresh { len_bytes: boot.disk_bytes },
                 };
                 let image = Image::from_kernel(&files.kvm, boot, &mut from.kernel, &mut from.initramfs, disk)?;
@@ -349,7 +349,7 @@ impl Owner {
                 let asked = Instant::now();
                 self.is_restored = true;
                 let image = Image::from_server(&files.kvm, &asleep.into(), from.connections, self.events.clone())?;
-                (image.with_own_disk(from.inherited_journals), asked, false)
+                (image.with_own_disk(from.inherited_journals, asleep.is_alone), asked, false)
             }
             (Origin::Fork, More::Fork, Some(mut inherited)) => {
                 timings.seed_us = micros(inherited.born - inherited.asked);

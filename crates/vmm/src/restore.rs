@@ -59,7 +59,7 @@ impl From<&Restore> for Wanted {
 
 impl From<&Asleep> for Wanted {
     fn from(asleep: &Asleep) -> Self {
-        let Asleep { vcpus, memory_bytes } = *asleep;
+        let Asleep { vcpus, memory_bytes, is_alone: _ } = *asleep;
         Self { vcpus, memory_bytes, disk_bytes: 0 }
     }
 }
@@ -98,8 +98,8 @@ impl Image {
     }
 
     /// The same, with the disk that the VM had made durable, as its own journal and those of the inherited layers tell.
-    pub(crate) fn with_own_disk(self, inherited_journals: Vec<File>) -> Self {
-        Self { disk: DiskImage::Kept { inherited_journals }, ..self }
+    pub(crate) fn with_own_disk(self, inherited_journals: Vec<File>, is_alone: bool) -> Self {
+        Self { disk: DiskImage::Kept { inherited_journals, is_alone }, ..self }
     }
 }
 

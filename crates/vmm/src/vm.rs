@@ -312,7 +312,13 @@ fn map_ahead(vcpu: &pando_sys::Vcpu, expected: &WorkingSet) {
 fn open_disk(image: DiskImage, files: pando_disk::Files) -> Result<Disk, StartError> {
     Ok(match image {
         DiskImage::Fresh { len_bytes } => Disk::create(files, len_bytes)?,
-        DiskImage::Kept { inherited_journals } => Disk::recover(files, inherited_journals)?,
+        DiskImage::Kept { inherited_journals, is_alone } => {
+            let mut disk = Disk::recover(files, inherited_journals)?;
+            if is_alone {
+                disk.thaw();
+            }
+            disk
+        }
         DiskImage::Sealed(sealed) => Disk::branch(*sealed, files)?,
         DiskImage::Stored { len_bytes, server } => {
             let mut disk = Disk::create(files, len_bytes)?;

@@ -7,6 +7,7 @@ use crate::{LIMIT, MEMORY, PANDO};
 use pando_bench::{Monitor, MonitorError, Told, serve};
 use pando_store::Store;
 use pando_wire::control::{Phase, Request, Response};
+use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -51,6 +52,7 @@ fn memory_and_disk_of_a_vm_that_slept_are_of_one_instant_and_a_child_has_its_par
     let mut vm = children.remove(0).monitor;
     wait_for_laps(&parent, WITNESS, 2, LIMIT); // It goes on in its layer, above what its child reads.
     drop(parent);
+    let mut lengths = Vec::new();
     for time in 0..TIMES {
         wait_for_laps(&vm, WITNESS, 2, LIMIT);
         thread::sleep(moments.next(Duration::from_millis(20)));
@@ -62,7 +64,9 @@ fn memory_and_disk_of_a_vm_that_slept_are_of_one_instant_and_a_child_has_its_par
         order(&vm, &Request::Resume);
         wait_for_laps(&vm, WITNESS, ALL, LIMIT);
         vm.gather().unwrap();
+        lengths.push(fs::metadata(vm.dir().join("data")).unwrap().len());
     }
+    assert!(lengths.iter().max() <= lengths.get(1), "it overwrites in place what nobody else reads: {lengths:?}");
     let (_, children) = vm.fork(1).unwrap();
     wait_for_laps(&children[0].monitor, WITNESS, ALL, LIMIT);
     assert!(vm.console().unwrap().len() > next_laps(&vm, WITNESS).len());

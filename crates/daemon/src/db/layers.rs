@@ -19,6 +19,18 @@ impl Db {
             .await?)
     }
 
+    /// Whether somebody else than VM `id` needs its `layer`.
+    pub(crate) async fn is_shared(&self, layer: &str, id: &str) -> Result<bool, DbError> {
+        Ok(sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM layers WHERE layer = ?1 AND vm <> ?2) \
+             OR EXISTS (SELECT 1 FROM seed_layers WHERE layer = ?1)",
+        )
+        .bind(layer)
+        .bind(id)
+        .fetch_one(&self.read)
+        .await?)
+    }
+
     /// Every layer that somebody needs.
     pub(crate) async fn all_layers(&self) -> Result<Vec<String>, DbError> {
         Ok(sqlx::query_scalar("SELECT layer FROM layers UNION SELECT layer FROM seed_layers")

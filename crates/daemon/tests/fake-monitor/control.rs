@@ -102,7 +102,9 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
             assert_eq!(inherited, 0, "{start:?}");
             (if restore.is_twin { "woken" } else { "slept with its disk as" }, PAGES_CONNECTIONS, false)
         }
-        Origin::Asleep(_) => ("slept as", PAGES_CONNECTIONS, true),
+        Origin::Asleep(asleep) => {
+            (if asleep.is_alone { "slept as" } else { "slept among readers as" }, PAGES_CONNECTIONS, true)
+        }
     };
     let wanted = 6 + inherited + more + if recovers { inherited } else { 0 };
     assert_eq!(descriptors.len(), wanted, "{start:?}");

@@ -42,6 +42,25 @@ fn a_block_that_is_written_again_keeps_its_slot() {
 }
 
 #[test]
+fn a_disk_that_nobody_else_reads_does_not_grow_by_what_it_overwrites_after_each_recovery() {
+    let bench = Bench::new(0);
+    let mut disk = bench.create("vm", 4 * BLOCK_BYTES);
+    let data_bytes = || std::fs::metadata(bench.layer("vm").join(crate::DATA_FILE)).unwrap().len();
+    for life in 1..=10 {
+        disk.write_at(0, &[life; 3 * BLOCK]).unwrap();
+        disk.flush().unwrap();
+        assert_eq!(data_bytes(), 3 * BLOCK_BYTES);
+        disk = bench.recover("vm", &[]).unwrap();
+        disk.thaw();
+        assert_eq!(read(&disk, 0, 4 * BLOCK), [[life; 3 * BLOCK].as_slice(), &[0; BLOCK]].concat());
+    }
+    // But for what a child reads.
+    let child = bench.fork(&mut disk, &["vm"], "child");
+    disk.write_at(0, &[99; BLOCK]).unwrap();
+    assert_eq!((data_bytes(), read(&child, 0, BLOCK)), (4 * BLOCK_BYTES, vec![10; BLOCK]));
+}
+
+#[test]
 fn blocks_written_together_lie_together() {
     let bench = Bench::new(0);
     let mut disk = bench.create("vm", 16 * BLOCK_BYTES);

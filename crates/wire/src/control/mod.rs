@@ -164,6 +164,8 @@ pub struct Asleep {
     pub vcpus: u8,
     /// RAM in bytes.
     pub memory_bytes: u64,
+    /// Nobody else reads the disk's own layer, so that what is in it is overwritten in place.
+    pub is_alone: bool,
 }
 
 /// A fork of the VM.
@@ -309,8 +311,8 @@ mod tests {
         assert_eq!(encoded(&Request::Start(start(Origin::Fork))), rest(&[0, 1]));
         let restore = Restore { vcpus: 2, memory_bytes: 3, disk_bytes: 4, is_twin: true };
         assert_eq!(encoded(&Request::Start(start(Origin::Checkpoint(restore)))), rest(&[0, 2, 2, 3, 4, 1]));
-        let asleep = Asleep { vcpus: 2, memory_bytes: 3 };
-        assert_eq!(encoded(&Request::Start(start(Origin::Asleep(asleep)))), rest(&[0, 3, 2, 3]));
+        let asleep = Asleep { vcpus: 2, memory_bytes: 3, is_alone: true };
+        assert_eq!(encoded(&Request::Start(start(Origin::Asleep(asleep)))), rest(&[0, 3, 2, 3, 1]));
         assert_eq!(encoded(&Request::Fork(Fork { children: 9 })), [1, 9]);
         assert_eq!(encoded(&Request::Pause), [2]);
         assert_eq!(encoded(&Request::Resume), [3]);

@@ -159,7 +159,11 @@ impl Fleet {
         let disk_bytes = self.stored_disk_bytes(&stored).await?;
         let (vcpus, memory_bytes) = (vm.cpus, vm.memory_bytes);
         let begins = match disk_bytes {
-            None => Origin::Asleep(Asleep { vcpus, memory_bytes }),
+            None => {
+                // Nobody comes to read it before it has run: it is its turn, and a descendant has a row before it is made.
+                let is_alone = !self.0.db.is_shared(vm.layer(), &vm.id).await?;
+                Origin::Asleep(Asleep { vcpus, memory_bytes, is_alone })
+            }
             Some(disk_bytes) => Origin::Checkpoint(Restore { vcpus, memory_bytes, disk_bytes, is_twin: false }),
         };
         self.0.supervisor.evict(&vm.id, vm.layer()).await.map_err(cannot(format!("end {}", vm.name)))?;
