@@ -88,11 +88,6 @@ impl Monitor {
         }
     }
 
-    /// A save that is not waited for: the process that writes into the store.
-    pub fn start_saving(&self, pando: &Path, store: &Path, name: &str) -> Result<Child, MonitorError> {
-        self.start_saving_since(None, pando, store, name)
-    }
-
     /// Saves a seed into a store, but for its disk. What the `pando` at `pando` printed.
     pub fn save_without_disk(&self, pando: &Path, store: &Path, name: &str) -> Result<String, MonitorError> {
         let (ours, theirs) = UnixStream::pair()?;
@@ -101,6 +96,11 @@ impl Monitor {
         let mut command = pages(pando, "save", store, name);
         command.stdin(Stdio::from(OwnedFd::from(ours))).stdout(Stdio::piped()).stderr(Stdio::piped());
         told(command.spawn()?)
+    }
+
+    /// A save that is not waited for: the process that writes into the store.
+    pub fn start_saving(&self, pando: &Path, store: &Path, name: &str) -> Result<Child, MonitorError> {
+        self.start_saving_since(None, pando, store, name)
     }
 
     /// The same for [`Monitor::save_since`], where there is an earlier seed.
@@ -140,9 +140,7 @@ impl Monitor {
         monitor.start(origin, connections.into_iter().map(OwnedFd::from).collect())?;
         Ok(monitor)
     }
-}
 
-impl Monitor {
     /// Starts the `pando` at `pando` as a monitor that goes on with what was saved of `guest` without its disk, which was this
     /// monitor's: it has ended, and its files are the next one's. That stands still until it is resumed.
     pub fn wake(self, pando: &Path, guest: &Guest, connections: Vec<UnixStream>) -> Result<Self, MonitorError> {

@@ -100,6 +100,54 @@ async fn what_a_killed_daemon_was_starting_is_finished_by_the_next() {
     assert_eq!(daemon.post("/vms/slow/exec", json!({"argv": ["echo"]})).await.0, 200);
 }
 
+/// Its monitor stands still, and it is not written down that it runs: what was stored is still what it is.
+#[tokio::test]
+async fn a_vm_that_a_killed_daemon_was_waking_and_had_not_let_run_sleeps_on() {
+    let mut daemon = Daemon::elsewhere();
+    let mut process = start(daemon.path());
+    daemon.wait().await;
+    daemon.run("drowsy").await;
+    assert_eq!(daemon.post("/vms/drowsy/hibernate", Value::Null).await.0, 200);
+    let log = async || daemon.get("/vms/drowsy/logs").await.1.as_str().unwrap_or_default().to_owned();
+    let asked = daemon.attempt(Method::POST, "/vms/drowsy/wake", Value::Null);
+    let stands_still = eventually("its monitor has it", async || log().await.contains("slept as"));
+    tokio::select! { _ = asked => panic!("it was not drowsy"), () = stands_still => () }
+    signal_kill(process.id());
+    process.wait().unwrap();
+
+    daemon.start_again().await;
+
+    eventually("it sleeps", async || daemon.vm("drowsy").await.state == State::Hibernated).await;
+    assert_eq!(living(daemon.path()), 0);
+    assert_eq!(daemon.post("/vms/drowsy/wake", Value::Null).await.0, 200);
+    let log = daemon.get("/vms/drowsy/logs").await.1;
+    assert_eq!(log.as_str().unwrap().matches("slept as").count(), 2, "{log}");
+}
+
+/// It is written down that it runs, and it does not yet.
+#[tokio::test]
+async fn a_vm_that_a_killed_daemon_had_woken_is_let_run_by_the_next() {
+    let mut daemon = Daemon::elsewhere();
+    let mut process = start(daemon.path());
+    daemon.wait().await;
+    let vm = daemon.run("reluctant").await;
+    let journal = daemon.path().join("state/layers").join(vm.id).join("map");
+    let is_flushed = || std::fs::read_to_string(&journal).unwrap().contains("flushed at");
+    assert_eq!(daemon.post("/vms/reluctant/hibernate", Value::Null).await.0, 200);
+    assert!(is_flushed());
+    let asked = daemon.attempt(Method::POST, "/vms/reluctant/wake", Value::Null);
+    let is_told = eventually("its monitor is told to go on", async || !is_flushed());
+    tokio::select! { _ = asked => panic!("it was not reluctant"), () = is_told => () }
+    signal_kill(process.id());
+    process.wait().unwrap();
+
+    daemon.start_again().await;
+
+    eventually("it runs", async || daemon.vm("reluctant").await.state == State::Running).await;
+    let (_, ran) = daemon.post("/vms/reluctant/exec", json!({"argv": ["phase"]})).await;
+    assert_eq!(ran["stdout"], "Running\n");
+}
+
 #[tokio::test]
 async fn a_twin_from_the_store_that_a_killed_daemon_was_starting_is_told_who_it_is_by_the_next() {
     let mut daemon = Daemon::elsewhere();

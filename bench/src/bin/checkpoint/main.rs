@@ -4,7 +4,7 @@
 //! ```text
 //! checkpoint [PANDO [ROUNDS [CHECKPOINTS]]]     PANDO is the program, target/release/pando when absent; ROUNDS are wakes
 //!                                               per median, 3 when absent; CHECKPOINTS of one VM, 10 when absent
-//! checkpoint PANDO burst                        many wakes at once, and nothing else
+//! checkpoint PANDO burst|dirty                  many wakes at once, or pauses beside a living seed, and nothing else
 //! ```
 //!
 //! The kernel of guests must be in the daemon's cache. What is compared takes turns, so that whatever else this computer
@@ -34,16 +34,18 @@ const WORK_MIB: u32 = 8;
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let pando = PathBuf::from(args.first().map_or("target/release/pando", String::as_str));
-    let is_burst = args.get(1).is_some_and(|what| what == "burst");
-    if is_burst {
-        let daemon = Daemon::start(&pando, &["--keep-seeds", "500ms"])?;
-        return Ok(burst::report(&daemon, &daemon.import()?)?);
+    let part = args.get(1).map_or("", String::as_str);
+    if part == "dirty" {
+        return dirty::report(&pando);
     }
-    let rounds: usize = args.get(1).map_or(Ok(3), |count| count.parse())?;
-    let checkpoints: usize = args.get(2).map_or(Ok(10), |count| count.parse())?;
     // Seeds go when they are stored, so that VMs come from the store.
     let daemon = Daemon::start(&pando, &["--keep-seeds", "500ms"])?;
     let image = daemon.import()?;
+    if part == "burst" {
+        return Ok(burst::report(&daemon, &image)?);
+    }
+    let rounds: usize = args.get(1).map_or(Ok(3), |count| count.parse())?;
+    let checkpoints: usize = args.get(2).map_or(Ok(10), |count| count.parse())?;
     let worker = Worker::boot(&daemon, "worker", &image, MEMORY, FILLED_MIB)?;
     println!(
         "A Linux VM with {} of RAM, {FILLED_MIB} MiB of it full of random bytes; it writes {WORK_MIB} MiB anew before each of \

@@ -142,7 +142,7 @@ impl Fleet {
                 Disk::New { .. } => Own::create(&inner.paths, &of.id, of.layer())?,
                 Disk::Kept => Own::open(&inner.paths, &of.id, of.layer())?,
             };
-            files::sync_layer(&inner.paths, of.layer()).map_err(cannot("sync the disk's folder"))?;
+            files::sync_names(&inner.paths, [of.layer()]).map_err(cannot("sync the disk's folder"))?;
             let kvm = open_kvm(&inner.kvm)?;
             let shared = Shared::open(&inner.paths, kvm, &of.image, &inherited, matches!(disk, Disk::Kept))?;
             Ok((own, control, shared, boot, console_start))

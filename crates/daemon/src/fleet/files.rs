@@ -46,7 +46,7 @@ impl BootFiles {
 }
 
 impl Own {
-    /// Creates the files and sockets of VM `id`, whose `layer` is new. That's name is not durable yet, see [`sync_layer`].
+    /// Creates the files and sockets of VM `id`, whose `layer` is new. That's name is not durable yet, see [`sync_names`].
     pub(super) fn create(paths: &Paths, id: &str, layer: &str) -> Result<(Self, Listener), FleetError> {
         for dir in [paths.vm(id), paths.layer(layer)] {
             create_private(&dir).map_err(cannot(format!("create {}", dir.display())))?;
@@ -138,16 +138,10 @@ pub(super) fn has_disk(paths: &Paths, layer: &str) -> bool {
     holds(DATA_FILE) && holds(JOURNAL_FILE)
 }
 
-/// Makes the names of `layers`, and of what is in them, durable.
-pub(super) fn sync_names(paths: &Paths, layers: &[String]) -> io::Result<()> {
-    layers.iter().try_for_each(|layer| crate::paths::sync(&paths.layer(layer)))?;
-    crate::paths::sync(&paths.all_layers())
-}
-
-/// Makes the names of a new layer durable. Not part of the creation, because it waits for the disk and a fork does
-/// not want to.
-pub(super) fn sync_layer(paths: &Paths, layer: &str) -> io::Result<()> {
-    crate::paths::sync(&paths.layer(layer))?;
+/// Makes the names of layers, and of what is in them, durable. Not part of their creation, because it waits for the disk and
+/// a fork does not want to.
+pub(super) fn sync_names<'a>(paths: &Paths, layers: impl IntoIterator<Item = &'a str>) -> io::Result<()> {
+    layers.into_iter().try_for_each(|layer| crate::paths::sync(&paths.layer(layer)))?;
     crate::paths::sync(&paths.all_layers())
 }
 

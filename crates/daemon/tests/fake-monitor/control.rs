@@ -170,6 +170,9 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
     }
     writeln!(console, "{began} {}", monitor.name).unwrap();
     write!(console, "{machine}").unwrap();
+    if is_asleep && monitor.name == "drowsy" {
+        std::thread::sleep(std::time::Duration::from_secs(1)); // It stands still, and has not said so.
+    }
     let agents = Arc::clone(monitor);
     std::thread::spawn(move || {
         if agents.name == "child of silent" {
@@ -232,6 +235,10 @@ fn go_on(monitor: &Monitor) -> Response {
         if let Some(journal) = &state.journal {
             write_anew(journal, UNFLUSHED);
         }
+        state.resumes += 1;
+    }
+    while monitor.name == "reluctant" && monitor.state.lock().unwrap().resumes == 1 {
+        std::thread::sleep(std::time::Duration::from_millis(10)); // It is told twice.
     }
     shift(monitor, Phase::Running)
 }

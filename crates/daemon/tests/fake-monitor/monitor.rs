@@ -44,6 +44,8 @@ struct State {
     touched: u32,
     /// How often it was paused.
     pauses: u32,
+    /// How often it was told to go on.
+    resumes: u32,
 }
 
 impl Monitor {
@@ -99,6 +101,7 @@ fn serve(name: &str, expected: WorkingSet) {
             is_on_time: false,
             touched: 0,
             pauses: 0,
+            resumes: 0,
         }),
     });
     let listener = Listener::from_fd(rustix::stdio::stdin().try_clone_to_owned().unwrap());

@@ -156,7 +156,10 @@ impl Fleet {
         let failed = |source| FleetError::Monitor { name: vm.name.clone(), wanted: "hibernate", source };
         flushed.await.map_err(failed)?;
         let (paths, layers) = (self.0.paths.clone(), self.0.db.layers(&vm.id).await?);
-        blocking(move || sync_names(&paths, &layers).map_err(cannot("sync the disks' folder"))).await
+        blocking(move || {
+            sync_names(&paths, layers.iter().map(String::as_str)).map_err(cannot("sync the disks' folder"))
+        })
+        .await
     }
 
     /// Writes down that `vm` sleeps as `sleep`.

@@ -15,7 +15,7 @@
 //! for a while.
 
 use super::super::error::{FleetError, cannot};
-use super::super::files::{Own, Shared, open_kvm, sync_layer};
+use super::super::files::{Own, Shared, open_kvm, sync_names};
 use super::super::presence::Visit;
 use super::super::turns::Turn;
 use super::super::{Fleet, blocking, room, wrong_state};
@@ -195,7 +195,7 @@ fn create_anew(paths: &Paths, vm: &Record) -> Result<(Own, Listener), FleetError
     let layer = paths.layer(vm.layer());
     paths::remove(&layer).map_err(cannot(format!("remove {}", layer.display())))?;
     let created = Own::create(paths, &vm.id, vm.layer())?;
-    sync_layer(paths, vm.layer()).map_err(cannot("sync the disk's folder"))?;
+    sync_names(paths, [vm.layer()]).map_err(cannot("sync the disk's folder"))?;
     Ok(created)
 }
 
