@@ -20,16 +20,26 @@ pub struct Agent {
     pub cgroup: Option<PathBuf>,
     /// `/` in a guest; tests have another.
     pub root: PathBuf,
+    /// This machine has a network device: TCP connections that lead outside may be there, and are ended after a fork.
+    pub(crate) on_network: bool,
     pub(crate) identity: Mutex<Identity>,
     pub(crate) heartbeat: Mutex<Option<Heartbeat>>,
-    /// Held while programs stand still for a fork. Whether, the last time, the kernel's random numbers were its own
-    /// before they went on.
-    pub(crate) barrier: Mutex<bool>,
+    /// Held while programs stand still for a fork. What, the last time, was seen to before they went on.
+    pub(crate) barrier: Mutex<Before>,
     /// The host has sent a seed since that began.
     pub(crate) seeded: AtomicBool,
     /// What the next program is made from.
     pub(crate) waiting: Mutex<Option<Helper>>,
     pub(crate) connections: AtomicUsize,
+}
+
+/// What a child of a fork saw to before its programs went on.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Before {
+    /// The kernel's random numbers were its own.
+    pub(crate) reseeded: bool,
+    /// No TCP connection of its parent's led outside.
+    pub(crate) disconnected: bool,
 }
 
 impl Agent {
@@ -40,6 +50,7 @@ impl Agent {
             helper,
             cgroup,
             root,
+            on_network: false,
             identity: Mutex::default(),
             heartbeat: Mutex::default(),
             barrier: Mutex::default(),
@@ -47,6 +58,11 @@ impl Agent {
             waiting: Mutex::default(),
             connections: AtomicUsize::new(0),
         }
+    }
+
+    /// The same of a VM that has a network device.
+    pub fn on_network(self) -> Self {
+        Self { on_network: true, ..self }
     }
 
     /// Who this VM is now.

@@ -6,8 +6,9 @@
 use crate::{
     agent::{Agent, lock},
     console::say,
-    failure, heartbeat,
+    failure, heartbeat, host_keys,
     launch::{Plan, launch},
+    network,
     reaper::Child,
     twins,
 };
@@ -58,6 +59,7 @@ pub(crate) fn take_on(agent: &Agent, identity: Identity) -> Result<(), Failure> 
         ("set the hostname", hostname),
         ("write /etc/hostname", in_etc("hostname", &identity.name)),
         ("write /etc/machine-id", in_etc("machine-id", &identity.machine_id)),
+        ("write /etc/hosts", network::know_yourself(&agent.root, &identity.name)),
         ("make /run/pando", fs::create_dir_all(&run)),
         ("write /run/pando/name", fs::write(run.join("name"), &identity.name)),
         ("write /run/pando/generation", fs::write(run.join("generation"), identity.generation.to_string())),
@@ -68,8 +70,13 @@ pub(crate) fn take_on(agent: &Agent, identity: Identity) -> Result<(), Failure> 
 fn run_hooks(agent: &Agent) -> Result<(), Failure> {
     let deadline = Instant::now() + HOOKS_LIMIT;
     let mut bad = Vec::new();
+    // First, so that a hook finds what a twin has, and may change it.
+    if let Err(why) = host_keys::renew(agent, deadline) {
+        say(format_args!("this machine has SSH host keys of its parent's: {why}"));
+        bad.push(why);
+    }
     for hook in hooks(&agent.root) {
-        if let Err(why) = run_hook(agent, &hook, deadline) {
+        if let Err(why) = run(agent, vec![hook.to_string_lossy().into_owned()], deadline) {
             say(format_args!("fork hook {}: {why}", hook.display()));
             bad.push(format!("{}: {why}", hook.display()));
         }
@@ -91,13 +98,14 @@ fn hooks(root: &Path) -> Vec<PathBuf> {
     hooks
 }
 
-fn run_hook(agent: &Agent, hook: &Path, deadline: Instant) -> Result<(), String> {
+/// Runs `argv` as root until it ends, `deadline` at the latest, with who this machine is in its environment.
+pub(crate) fn run(agent: &Agent, argv: Vec<String>, deadline: Instant) -> Result<(), String> {
     if Instant::now() >= deadline {
         return Err("no time was left for it".into());
     }
     let identity = agent.identity();
     let exec = Exec {
-        argv: vec![hook.to_string_lossy().into_owned()],
+        argv,
         env: BTreeMap::from([
             ("PANDO_NAME".into(), identity.name),
             ("PANDO_GENERATION".into(), identity.generation.to_string()),

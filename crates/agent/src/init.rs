@@ -49,7 +49,12 @@ fn serve() -> Result<std::convert::Infallible, String> {
 
     let reaper = Reaper::start().map_err(|error| format!("cannot start the reaper: {error}"))?;
     // Our own binary was deleted with the initramfs, and is still there under this name.
-    let agent = Arc::new(Agent::new(reaper, PathBuf::from("/proc/self/exe"), cgroup, PathBuf::from("/")));
+    let mut agent = Agent::new(reaper, PathBuf::from("/proc/self/exe"), cgroup, PathBuf::from("/"));
+    if let Some(network) = &boot.network {
+        network::set_up(&agent.root, network).into_iter().for_each(say);
+        agent = agent.on_network();
+    }
+    let agent = Arc::new(agent);
     if let Err(failure) = identity::take_on(&agent, boot.identity) {
         say(failure.message);
     }

@@ -6,8 +6,8 @@
 mod console; // the only log there is
 pub mod init; // from the first instruction to the listening socket
 mod modules; // the kernel's drivers
-mod network;
-mod root; // mounts, and the move onto the root disk // the loopback interface
+mod network; // its end of the network: set up at the start, torn after a fork
+mod root; // mounts, and the move onto the root disk
 
 mod agent; // what all connections share
 mod failure; // why a request was not done
@@ -22,6 +22,7 @@ mod users; // /etc/passwd and /etc/group
 mod files; // Put, Get and Stat
 pub mod heartbeat; // how long programs stood still
 mod identity; // who this VM is, and the fork hooks
+mod host_keys; // a twin's own
 mod power; // the end
 mod freezer; // programs that stand still
 mod twins; // the barrier around a fork

@@ -6,13 +6,16 @@
 //!   parent: the host closes the connection                        ──► thaw
 //!           it does not: we say so, and a while after that        ──► thaw
 //!   child:  virtio-vsock resets the connection (Received::Torn)
-//!             the kernel reseeds itself, or Adopt brings a seed   ──► thaw
+//!             the kernel reseeds itself, or Adopt brings a seed,
+//!             TCP connections to the outside are ended            ──► thaw
 //! ```
 //!
 //! The kernel reseeds itself when the monitor changes the VM generation id, on a kernel thread of its own: its word in
 //! the kernel's log is the proof that it did (`add_vmfork_randomness`). One without a driver for that gets its seed from
 //! the host. What a program keeps in its own memory (the state of a user-space generator) is beyond us: that is what
 //! fork hooks are for.
+//!
+//! A machine that wakes from sleep goes through the same: it fell asleep behind a barrier.
 //!
 //! A child's first instruction may come long after the barrier, and its clock knows. So limits count only time in which
 //! this machine ran: see [`Patience`].
@@ -21,11 +24,11 @@
 //! hierarchy is not stopped.
 
 use crate::{
-    agent::{Agent, lock},
+    agent::{Agent, Before, lock},
     console::say,
     failure,
     freezer::Frozen,
-    heartbeat,
+    heartbeat, network,
     peer::{Peer, Received},
 };
 use pando_wire::agent::{BARRIER_LIMIT_MS, BARRIER_NOTICE_MS, FailureKind, RESEED_LIMIT_MS, Reply, SEED};
@@ -51,11 +54,11 @@ const RESEEDED: &[u8] = b"crng reseeded due to virtual machine fork";
 
 /// Serves one `ForkBarrier`.
 pub(crate) fn serve(agent: &Agent, peer: &Peer) -> io::Result<()> {
-    let mut reseeded = lock(&agent.barrier);
+    let mut before = lock(&agent.barrier);
     if let Received::Closed | Received::Torn = peer.receive(&mut [0; 16]) {
         return Ok(()); // The host has given up while another barrier stood.
     }
-    *reseeded = false;
+    *before = Before::default();
     agent.seeded.store(false, Ordering::Release);
     // Its longest gap is then what programs feel of the fork. A fork without that figure is a fork all the same.
     let _ = heartbeat::start(agent);
@@ -66,7 +69,11 @@ pub(crate) fn serve(agent: &Agent, peer: &Peer) -> io::Result<()> {
     let mut watch = Watch { peer, log: KernelLog::open(), seeded: &agent.seeded };
     peer.reply(&Reply::Done)?;
     let end = watch.wait(Duration::from_millis(BARRIER_LIMIT_MS), Duration::from_millis(RESEED_LIMIT_MS));
-    *reseeded = end == End::Child { reseeded: true };
+    before.reseeded = end == End::Child { reseeded: true };
+    before.disconnected = matches!(end, End::Child { .. });
+    if before.disconnected {
+        disconnect(agent);
+    }
     drop(frozen);
     match end {
         End::Host => (),
@@ -82,14 +89,29 @@ pub(crate) fn serve(agent: &Agent, peer: &Peer) -> io::Result<()> {
 }
 
 /// Makes this kernel's random numbers its own with what the host sent, and lets programs go on if they waited for that.
-/// Then says whether they stood still until these numbers were.
+/// Then ends what connections the barrier did not, as none was held or this was not seen to be a child. Says whether
+/// programs stood still until the random numbers were their own.
 pub(crate) fn reseed(agent: &Agent, seed: &[u8; SEED]) -> bool {
     match pando_sys::reseed(seed) {
         Ok(()) => agent.seeded.store(true, Ordering::Release),
         Err(error) => say(failure::because("take on the host's seed", io::Error::other(error)).message),
     }
     // Once programs run; and to be asked about this fork only once.
-    mem::take(&mut *lock(&agent.barrier))
+    let before = mem::take(&mut *lock(&agent.barrier));
+    if !before.disconnected {
+        disconnect(agent);
+    }
+    before.reseeded
+}
+
+/// Ends every TCP connection that leads out of this machine: in a child of a fork they are its parent's, and while it slept
+/// the outside has forgotten them.
+fn disconnect(agent: &Agent) {
+    if agent.on_network
+        && let Err(error) = network::reset_outside()
+    {
+        say(format_args!("programs go on with connections that are not theirs any more: {error}"));
+    }
 }
 
 /// Why programs go on.

@@ -671,3 +671,114 @@ fn a_program_enters_the_cgroup_before_it_runs() {
     let (stdout, ..) = Host::exec(&agent_in_cgroup(cgroup.path()), sh(&script)).rest();
     assert_eq!(text(&stdout), "0");
 }
+
+/// An image with SSH host keys of these types, and who it is.
+fn image_with_host_keys(kinds: &[&str]) -> (tempfile::TempDir, Arc<Agent>) {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir_all(root.path().join("etc/ssh")).unwrap();
+    for kind in kinds {
+        fs::write(host_key(root.path(), kind), "its parent's").unwrap();
+        fs::write(host_key(root.path(), kind).with_extension("pub"), "its parent's").unwrap();
+    }
+    let agent = agent_in(root.path());
+    (root, agent)
+}
+
+fn host_key(root: &Path, kind: &str) -> PathBuf {
+    root.join(format!("etc/ssh/ssh_host_{kind}_key"))
+}
+
+fn named(name: &str) -> Identity {
+    Identity { name: name.into(), ..Identity::default() }
+}
+
+fn has_keygen() -> bool {
+    let is_there = Command::new("ssh-keygen").arg("-?").output().is_ok();
+    if !is_there {
+        eprintln!("skipped: there is no ssh-keygen");
+    }
+    is_there
+}
+
+#[test]
+fn a_twin_has_host_keys_of_its_own_before_its_hooks_run_and_its_server_reads_them() {
+    if !has_keygen() {
+        return;
+    }
+    let (root, agent) = image_with_host_keys(&["ed25519", "ecdsa", "rsa"]);
+    let hooks = root.path().join("etc/pando/fork.d");
+    fs::create_dir_all(&hooks).unwrap();
+    let seen = root.path().join("seen-by-a-hook");
+    let hook = hooks.join("keys");
+    fs::write(&hook, format!("#!/bin/sh\ncp {} {}\n", host_key(root.path(), "ed25519").display(), seen.display()))
+        .unwrap();
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    // A server, as far as a hang-up goes.
+    let (server, hung_up) = (root.path().join("sshd"), root.path().join("hung-up"));
+    let script = format!(
+        "#!/bin/sh\ntrap 'echo >{}; exit' HUP\necho $$ >{}/run/sshd.pid\nwhile :; do sleep 0.05; done\n",
+        hung_up.display(),
+        root.path().display()
+    );
+    fs::create_dir_all(root.path().join("run")).unwrap();
+    fs::write(&server, script).unwrap();
+    fs::set_permissions(&server, fs::Permissions::from_mode(0o755)).unwrap();
+    let host = Host::exec(&agent, Exec { argv: vec![server.to_str().unwrap().into()], ..Exec::default() });
+    wait_until("the server's start", || {
+        fs::read_to_string(root.path().join("run/sshd.pid")).is_ok_and(|pid| pid.ends_with('\n'))
+    });
+
+    assert_eq!(adopt(&agent, named("twin")).1, None);
+    wait_until("the hang-up", || hung_up.exists());
+    drop(host);
+    let read = |kind: &str| fs::read_to_string(host_key(root.path(), kind)).unwrap();
+    for kind in ["ed25519", "ecdsa"] {
+        assert!(read(kind).starts_with("-----BEGIN OPENSSH PRIVATE KEY-----"), "{kind}");
+        assert_eq!(fs::metadata(host_key(root.path(), kind)).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(fs::read_to_string(host_key(root.path(), kind).with_extension("pub")).unwrap().contains(kind));
+    }
+    assert!(!host_key(root.path(), "rsa").exists() && !host_key(root.path(), "rsa").with_extension("pub").exists());
+    assert_eq!(fs::read_to_string(seen).unwrap(), read("ed25519"));
+    assert_eq!(fs::read_dir(root.path().join("etc/ssh")).unwrap().count(), 4, "something was left behind");
+
+    // One that only slept, and is who it was, keeps them; another twin has others.
+    let before = read("ed25519");
+    assert_eq!(adopt(&agent, named("twin")).1, None);
+    assert_eq!(read("ed25519"), before);
+    assert_eq!(adopt(&agent, named("other")).1, None);
+    assert_ne!(read("ed25519"), before);
+}
+
+#[test]
+fn a_number_that_a_server_left_behind_hangs_up_on_nobody_else() {
+    if !has_keygen() {
+        return;
+    }
+    let (root, agent) = image_with_host_keys(&["ed25519"]);
+    let host = Host::exec(&agent, sh("echo $$; exec sleep 3; exit 1"));
+    let pid = host.until("\n");
+    fs::create_dir_all(root.path().join("run")).unwrap();
+    fs::write(root.path().join("run/sshd.pid"), pid).unwrap();
+    assert_eq!(adopt(&agent, named("twin")).1, None);
+    assert_eq!(host.rest().2, Some(Reply::Exited(Exit::Code(0))));
+}
+
+#[test]
+fn an_only_rsa_key_is_renewed_also() {
+    if !has_keygen() {
+        return;
+    }
+    let (root, agent) = image_with_host_keys(&["rsa"]);
+    assert_eq!(adopt(&agent, named("twin")).1, None);
+    assert!(fs::read_to_string(host_key(root.path(), "rsa")).unwrap().contains("PRIVATE KEY"));
+}
+
+#[test]
+fn host_keys_that_cannot_be_renewed_are_told_and_stay() {
+    let (root, agent) = image_with_host_keys(&["ed25519", "rsa"]);
+    let empty = tempfile::tempdir().unwrap();
+    let env = BTreeMap::from([("PATH".into(), empty.path().to_str().unwrap().into())]);
+    let failure = adopt(&agent, Identity { env, ..named("twin") }).1.unwrap();
+    assert!(failure.message.contains("ssh_host_ed25519_key") && failure.message.contains("ssh-keygen"), "{failure:?}");
+    assert!(host_key(root.path(), "ed25519").exists() && host_key(root.path(), "rsa").exists());
+}

@@ -115,7 +115,10 @@ pub fn with_boot(base: &[u8], boot: &Boot) -> Result<Vec<u8>, InitramfsError> {
 mod tests {
     use super::*;
     use crate::{cpio::tests::read, modules::tests::tree};
-    use pando_wire::agent::{Exec, Identity};
+    use pando_wire::{
+        agent::{Exec, Identity},
+        network::Network,
+    };
 
     fn kernel(modules: Option<PathBuf>) -> Kernel {
         Kernel { image: PathBuf::new(), modules, version: "6.12".into(), id: "id".into() }
@@ -146,6 +149,7 @@ mod tests {
         let boot = Boot {
             identity: Identity { name: "base".into(), ..Identity::default() },
             command: Some(Exec { argv: vec!["/bin/true".into()], ..Exec::default() }),
+            network: Some(Network::GUEST),
         };
         // A base whose length is no multiple of 4 must not shift what follows.
         let mut odd = Cpio::default();

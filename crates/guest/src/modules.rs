@@ -13,8 +13,8 @@ use std::{
 /// What a guest needs to find its disk and its host.
 const NEEDED: [&str; 3] = ["virtio_mmio", "virtio_blk", "vmw_vsock_virtio_transport"];
 
-/// What a guest is better with.
-const WELCOME: [&str; 3] = ["virtio_rng", "overlay", "virtio_balloon"];
+/// What a guest is better with. `tcp_diag` lists its connections, and ends those that a fork's child has from its parent.
+const WELCOME: [&str; 5] = ["virtio_rng", "overlay", "virtio_balloon", "virtio_net", "tcp_diag"];
 
 /// The drivers that every guest gets whose kernel has them as modules, without those that these depend on.
 pub(crate) fn wanted() -> impl Iterator<Item = &'static str> {

@@ -12,6 +12,7 @@
 //!  │◄────────────────── Reply::Exited  │        last; the agent closes
 //! ```
 
+use crate::network::Network;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -224,4 +225,6 @@ pub struct Boot {
     pub identity: Identity,
     /// The command to run once the root disk is mounted, if any. Its output goes to the console.
     pub command: Option<Exec>,
+    /// How to set up its network device, if it has one.
+    pub network: Option<Network>,
 }

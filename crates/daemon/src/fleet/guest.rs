@@ -82,7 +82,7 @@ fn boot(record: &Record) -> Boot {
         user: record.user.clone(),
         terminal: None,
     });
-    Boot { identity: identity(record), command }
+    Boot { identity: identity(record), command, network: None }
 }
 
 /// Who VM `record` is.
