@@ -299,7 +299,7 @@ impl Monitor {
         fds.extend(more);
         let inherited_layers = self.inherited.len() as u32;
         let layer = at("data").display().to_string();
-        let start = Start { origin, generation: new_generation(), inherited_layers, layer };
+        let start = Start { origin, generation: new_generation(), inherited_layers, layer, network: None };
         let connection = self.connect()?;
         let borrowed: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
         connection.send(&Request::Start(start), &borrowed)?;

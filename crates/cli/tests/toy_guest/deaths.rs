@@ -139,7 +139,8 @@ fn a_child_that_is_killed_or_refuses_its_files_ends_and_hurts_nobody() {
 
     // Files that are too few change nothing, so the child is there for another attempt.
     let start = |inherited_layers| {
-        Request::Start(Start { origin: Origin::Fork, generation: [9; 16], inherited_layers, layer: String::new() })
+        let (origin, layer, network) = (Origin::Fork, String::new(), None);
+        Request::Start(Start { origin, generation: [9; 16], inherited_layers, layer, network })
     };
     assert!(matches!(ask(&fork.path(1), &start(1)), Some(Response::Refused(_))));
     assert!(matches!(ask(&fork.path(1), &Request::Status), Some(Response::Status(_))));

@@ -163,6 +163,7 @@ impl Fleet {
             generation: random()?,
             inherited_layers: shared.layer_count(),
             layer: inner.paths.layer(record.layer()).display().to_string(),
+            network: None,
         };
         let process = self.spawn(record, control).await?;
         let pid = process.pid();

@@ -271,6 +271,7 @@ impl Fleet {
             generation: random()?,
             inherited_layers: shared.layer_count(),
             layer: inner.paths.layer(record.layer()).display().to_string(),
+            network: None,
         };
         let failed = |source| FleetError::Monitor { name: record.name.clone(), wanted: "start", source };
         let monitor = Arc::new(Monitor::connect(&inner.paths.control_socket(&record.id)).map_err(failed)?);

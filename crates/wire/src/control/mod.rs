@@ -14,11 +14,12 @@
 
 mod socket; // packets with descriptors
 
+use crate::network::MAX_QUEUE_PAIRS;
 use serde::{Deserialize, Serialize};
 pub use socket::{Connection, Listener};
 
 /// The version of this language. Another one for every change that an older monitor would not understand.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// What the daemon asks of a monitor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -105,6 +106,23 @@ pub struct Start {
     pub inherited_layers: u32,
     /// What the monitor calls the disk's own layer when it has to complain of it: its path, which it never opens.
     pub layer: String,
+    /// The host's end of the machine's network. A boot with one makes a machine that has a network device, and a fork or a
+    /// checkpoint of that has it for ever; without one, its link is down. A machine that booted without one is refused it.
+    pub network: Option<StartNetwork>,
+}
+
+/// The host's end of a network device: a tap, made with `IFF_TAP`, `IFF_NO_PI`, `IFF_VNET_HDR` and `IFF_MULTI_QUEUE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartNetwork {
+    /// How many of its queues come as descriptors: [`StartNetwork::of`] the machine's vCPUs, and no other number.
+    pub queue_pairs: u8,
+}
+
+impl StartNetwork {
+    /// That of a machine with `vcpus` vCPUs: a queue for each, up to [`MAX_QUEUE_PAIRS`].
+    pub fn of(vcpus: u8) -> Self {
+        Self { queue_pairs: vcpus.clamp(1, MAX_QUEUE_PAIRS) }
+    }
 }
 
 /// Where a machine's state comes from.
@@ -305,14 +323,19 @@ mod tests {
     #[test]
     fn every_request_is_encoded_as_ever() {
         let boot = Boot { vcpus: 2, memory_bytes: 3, disk_bytes: 4, command_line: "c".into(), recover_layers: true };
-        let start = |origin| Start { origin, generation: [7; 16], inherited_layers: 5, layer: "l".into() };
-        let rest = |head: &[u8]| [head, &[7; 16], &[5, 1, b'l']].concat();
-        assert_eq!(encoded(&Request::Start(start(Origin::Boot(boot)))), rest(&[0, 0, 2, 3, 4, 1, b'c', 1]));
-        assert_eq!(encoded(&Request::Start(start(Origin::Fork))), rest(&[0, 1]));
+        let with = |origin, network| {
+            Request::Start(Start { origin, generation: [7; 16], inherited_layers: 5, layer: "l".into(), network })
+        };
+        let start = |origin| with(origin, None);
+        let rest = |head: &[u8]| [head, &[7; 16], &[5, 1, b'l', 0]].concat();
+        assert_eq!(encoded(&start(Origin::Boot(boot))), rest(&[0, 0, 2, 3, 4, 1, b'c', 1]));
+        assert_eq!(encoded(&start(Origin::Fork)), rest(&[0, 1]));
+        let networked = [&[0, 1][..], &[7; 16], &[5, 1, b'l', 1, 6]].concat();
+        assert_eq!(encoded(&with(Origin::Fork, Some(StartNetwork { queue_pairs: 6 }))), networked);
         let restore = Restore { vcpus: 2, memory_bytes: 3, disk_bytes: 4, is_twin: true };
-        assert_eq!(encoded(&Request::Start(start(Origin::Checkpoint(restore)))), rest(&[0, 2, 2, 3, 4, 1]));
+        assert_eq!(encoded(&start(Origin::Checkpoint(restore))), rest(&[0, 2, 2, 3, 4, 1]));
         let asleep = Asleep { vcpus: 2, memory_bytes: 3, is_alone: true };
-        assert_eq!(encoded(&Request::Start(start(Origin::Asleep(asleep)))), rest(&[0, 3, 2, 3, 1]));
+        assert_eq!(encoded(&start(Origin::Asleep(asleep))), rest(&[0, 3, 2, 3, 1]));
         assert_eq!(encoded(&Request::Fork(Fork { children: 9 })), [1, 9]);
         assert_eq!(encoded(&Request::Pause), [2]);
         assert_eq!(encoded(&Request::Resume), [3]);
@@ -368,6 +391,12 @@ mod tests {
         assert_eq!(encoded(&Response::Refused(vec!["r".into()])), [6, 1, 1, b'r']);
         let seal = DiskSeal { life: [7; 16], slots: 5 };
         assert_eq!(encoded(&Response::DiskSeal(seal)), [&[7][..], &[7; 16], &[5]].concat());
+    }
+
+    #[test]
+    fn a_network_has_a_queue_for_each_cpu_up_to_its_limit() {
+        let pairs = |vcpus| StartNetwork::of(vcpus).queue_pairs;
+        assert_eq!([1, 2, 8, 9, 32].map(pairs), [1, 2, 8, 8, 8]);
     }
 
     #[test]

@@ -125,6 +125,7 @@ impl Fleet {
             generation: random()?,
             inherited_layers: source.shared.layer_count(),
             layer: inner.paths.layer(record.layer()).display().to_string(),
+            network: None,
         };
         let process = self.spawn(record, control).await?;
         let connected = Monitor::connect(&inner.paths.control_socket(&record.id));
