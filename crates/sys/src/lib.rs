@@ -14,6 +14,7 @@ mod vcpu; // one vCPU: running it and what it stops for
 mod vcpu_state; // what of it a fork carries over
 mod kick; // stopping a vCPU from another thread
 mod process; // fork(2) and what a child may keep
+mod tap; // frames between a tap and guest memory
 mod random; // the agent's: the kernel's random numbers
 mod userfault; // guest RAM that arrives lazily
 pub mod probe; // how fast this computer's KVM is
@@ -24,6 +25,7 @@ pub use kick::Kicker;
 pub use memory::{HUGE_PAGE, guest_memory, present, unshare};
 pub use process::{disown_children, fork, give_way, is_one_file};
 pub use random::reseed;
+pub use tap::{MAX_PIECES, Offloads, Tap, testing as tap_testing};
 pub use userfault::{Userfault, collapse, give_back};
 pub use vcpu::{Exit, Vcpu};
 pub use vcpu_state::{Tsc, VcpuState};
