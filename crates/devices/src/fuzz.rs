@@ -3,22 +3,26 @@
 
 use std::io::{self, Read, Write};
 use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use pando_sys::Offloads;
+use rustix::event::{EventfdFlags, eventfd};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, VolatileSlice};
 
 use crate::serial::Serial;
 use crate::virtio::balloon::{Balloon, FreePages, PAGE_BYTES};
 use crate::virtio::block::{Access, Backing, Block};
 use crate::virtio::mmio::{MmioDevice, Transport, TransportState};
+use crate::virtio::net::{Net, NetSpec, TapQueue};
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::{Descriptor, Driver};
 use crate::virtio::vsock::{Vsock, VsockState};
-use crate::virtio::{VirtioDevice, fuzz_header};
+use crate::virtio::{VirtioDevice, fuzz_header, fuzz_net_header};
 
 const MEMORY_BYTES: usize = 64 << 10;
 const QUEUE_SIZE: u16 = 16;
@@ -46,6 +50,19 @@ pub fn fuzz_balloon(data: &[u8]) {
     balloon.activate(u64::MAX);
     // It ends with what there is.
     let _ = balloon.process(&mut [queue(0), queue(0x300), queue(0x600)], &memory);
+}
+
+/// `data` is the memory of a guest like that, whose queues receive, send and control; and its beginning a frame's header.
+pub fn fuzz_net(data: &[u8]) {
+    fuzz_net_header(data);
+    for features in [u64::MAX, 0] {
+        let memory = memory(data);
+        let mut net = net();
+        net.activate(features);
+        // It ends with what there is.
+        let _ = net.process(&mut [queue(0), queue(0x300), queue(0x600)], &memory);
+        net.reset();
+    }
 }
 
 /// `data` is a sequence of things that guest and client do while one connection lives: a byte for what, and its bytes.
@@ -91,11 +108,17 @@ pub fn fuzz_state(data: &[u8]) {
     {
         assert_eq!(vsock.state(), state);
     }
+    if let Ok(state) = postcard::from_bytes(data)
+        && let Ok(net) = Net::<Frames>::restore(state, Vec::new(), Arc::default())
+    {
+        assert_eq!(net.state(), state);
+    }
     if let Ok((state, ram)) = postcard::take_from_bytes::<TransportState>(data) {
         run_restored(Rng::new(), &state, ram);
         run_restored(Balloon::new(Ram(Vec::new()), Arc::default()), &state, ram);
         run_restored(Block::new(Ram(vec![0; 4096]), "fuzz", Access::ReadWrite), &state, ram);
         run_restored(Vsock::new(3, listener().0).unwrap(), &state, ram);
+        run_restored(net(), &state, ram);
     }
 }
 
@@ -175,6 +198,50 @@ fn listener() -> (UnixListener, SocketAddr) {
     (UnixListener::bind_addr(&address).unwrap(), address)
 }
 
+fn net() -> Net<Frames> {
+    let edge = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+    let frames = Frames { edge, to_guest: vec![9000, 60, 1600, 60] };
+    Net::new(NetSpec { mac: [2; 6], mtu: 1500, queue_pairs: 1 }, vec![frames], Arc::default()).unwrap()
+}
+
+/// A tap in which some frames wait, of these lengths with their headers, and that takes any.
+struct Frames {
+    edge: OwnedFd,
+    to_guest: Vec<usize>,
+}
+
+impl AsFd for Frames {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.edge.as_fd()
+    }
+}
+
+impl TapQueue for Frames {
+    fn set_offloads(&mut self, _offloads: Offloads) -> io::Result<()> {
+        Ok(())
+    }
+    fn set_attached(&mut self, _attached: bool) -> io::Result<()> {
+        Ok(())
+    }
+    fn read(&mut self, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        let len = self.to_guest.pop().ok_or(io::ErrorKind::WouldBlock)?;
+        let mut rest = &vec![0; len][..];
+        for buffer in buffers {
+            let (now, later) = rest.split_at(rest.len().min(buffer.len()));
+            buffer.copy_from(now);
+            rest = later;
+        }
+        Ok(len)
+    }
+    fn write(&mut self, head: &[u8], rest: &[VolatileSlice<'_>]) -> io::Result<()> {
+        for slice in rest {
+            slice.copy_to(&mut vec![0u8; slice.len()]);
+        }
+        assert!(head[1] == 0 || head[0] == 1, "segments without a checksum got through");
+        Ok(())
+    }
+}
+
 struct Ram(Vec<u8>);
 
 impl FreePages for Ram {
@@ -226,6 +293,18 @@ mod tests {
             free[at + 0x102] = 1;
         }
         free[0x900] = 5;
+        // Two receive buffers, and a frame to send: the queues are where the balloon's are.
+        let mut net = vec![0; 0xa00];
+        for (at, address, len, flags) in
+            [(0, 0x3000_u64, 0x1000_u32, 2_u16), (0x10, 0x4000, 0x1000, 2), (0x300, 0x900, 72, 0)]
+        {
+            net[at..at + 8].copy_from_slice(&address.to_le_bytes());
+            net[at + 8..at + 12].copy_from_slice(&len.to_le_bytes());
+            net[at + 12..at + 14].copy_from_slice(&flags.to_le_bytes());
+        }
+        (net[0x102], net[0x106], net[0x402]) = (2, 1, 1);
+        (net[0x900], net[0x906], net[0x908]) = (1, 34, 16);
+        net[0x912..0x918].fill(2);
         let step = |what: u8, bytes: &[u8]| [&[what], bytes, &vec![0; 32 - bytes.len()]].concat();
         // An answer to the connection, some data, a chain of two descriptors, and the end.
         let stream = [
@@ -239,6 +318,8 @@ mod tests {
         vec![
             ("block/read", read),
             ("balloon/free", free),
+            ("net/frames", net),
+            ("state/net", postcard::to_stdvec(&self::net().state()).unwrap()),
             ("vsock/stream", stream.concat()),
             ("state/serial", postcard::to_stdvec(&Serial::new().state()).unwrap()),
             ("state/rng", postcard::to_stdvec(&rng).unwrap()),
@@ -258,6 +339,7 @@ mod tests {
             assert_eq!(std::fs::read(&path).unwrap(), seed, "{name}");
             fuzz_balloon(&seed);
             fuzz_block(&seed);
+            fuzz_net(&seed);
             fuzz_vsock(&seed);
             fuzz_state(&seed);
         }
@@ -271,6 +353,15 @@ mod tests {
         let mut queues = [queue(0)];
         assert!(block.process(&mut queues, &memory).unwrap());
         assert_eq!(memory.read_obj::<u8>(GuestAddress(0x1000)).unwrap(), 7);
+    }
+
+    #[test]
+    fn the_seed_of_the_network_card_is_a_frame_that_is_sent_and_one_that_arrives() {
+        let (_, seed) = seeds().into_iter().find(|(name, _)| *name == "net/frames").unwrap();
+        let mut card = net();
+        card.activate(u64::MAX);
+        assert!(card.process(&mut [queue(0), queue(0x300), queue(0x600)], &memory(&seed)).unwrap());
+        assert_eq!((card.counters().sent, card.counters().received), (1, 2), "{:?}", card.counters());
     }
 
     /// A stand-in for a fuzzer, so that the entry points are known to work and the shallow lies are known to be harmless.
@@ -289,6 +380,7 @@ mod tests {
             let data: Vec<u8> = (0..len).map(|_| (next() >> (8 * (next() % 8))) as u8 & (next() % 256) as u8).collect();
             fuzz_balloon(&data);
             fuzz_block(&data);
+            fuzz_net(&data);
             fuzz_vsock(&data);
             fuzz_state(&data);
         }

@@ -7,7 +7,7 @@
 //! it anew.
 
 pub mod serial; // a 16550
-pub mod virtio; // block, vsock, rng and balloon, and the transport before them
+pub mod virtio; // block, vsock, rng, balloon and net, and the transport before them
 
 #[cfg(test)]
 mod contract; // the laws that every saved state keeps
@@ -15,4 +15,4 @@ mod contract; // the laws that every saved state keeps
 mod fuzz; // one entry point per thing that a guest or a file can lie about
 
 #[cfg(any(test, feature = "fuzzing"))]
-pub use fuzz::{fuzz_balloon, fuzz_block, fuzz_state, fuzz_vsock};
+pub use fuzz::{fuzz_balloon, fuzz_block, fuzz_net, fuzz_state, fuzz_vsock};

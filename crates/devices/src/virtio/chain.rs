@@ -1,7 +1,7 @@
 //! A descriptor chain, read once and checked: what follows needs no look at the guest's descriptors again.
 
 use virtio_queue::DescriptorChain;
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
 
 /// The most descriptors of one chain, its indirect ones included. The specification allows as many as the queue has;
 /// no queue here has more.
@@ -106,6 +106,26 @@ impl<'m> Chain<'m> {
     pub(crate) fn read_at(&self, offset: usize, data: &mut [u8]) -> Result<(), ChainError> {
         self.readable
             .pieces(offset, data.len(), |address, range| self.memory.read_slice(&mut data[range], address).is_ok())
+    }
+
+    /// Adds what the driver sent, from `offset` on, to `slices`.
+    pub(crate) fn readable_slices(&self, offset: usize, slices: &mut Vec<VolatileSlice<'m>>) -> Result<(), ChainError> {
+        self.slices(&self.readable, offset, slices)
+    }
+
+    /// Adds the driver's buffers to `slices`.
+    pub(crate) fn writable_slices(&self, slices: &mut Vec<VolatileSlice<'m>>) -> Result<(), ChainError> {
+        self.slices(&self.writable, 0, slices)
+    }
+
+    fn slices(&self, of: &Buffers, offset: usize, slices: &mut Vec<VolatileSlice<'m>>) -> Result<(), ChainError> {
+        of.pieces(offset, of.len.saturating_sub(offset), |address, range| {
+            // A buffer that lies in two regions of memory is two of them.
+            let Ok(found) = GuestMemory::get_slices(self.memory, address, range.len(), Permissions::ReadWrite) else {
+                return false;
+            };
+            found.into_iter().all(|slice| slice.map(|slice| slices.push(slice)).is_ok())
+        })
     }
 
     /// Copies `data` into the driver's buffers, from `offset` on.

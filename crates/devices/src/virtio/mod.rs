@@ -10,6 +10,7 @@ mod queue; // one pass over a queue
 pub mod balloon; // memory that the guest does not use
 pub mod block; // a disk
 pub mod mmio; // the registers before every device
+pub mod net; // a network card
 pub mod rng; // random numbers
 pub mod vsock; // streams between host and guest
 
@@ -26,7 +27,7 @@ use vm_memory::GuestMemoryMmap;
 
 pub use chain::ChainError;
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use vsock::fuzz_header;
+pub(crate) use {net::fuzz_header as fuzz_net_header, vsock::fuzz_header};
 
 /// What every device here offers: version 1 of the specification, and descriptors in tables of their own.
 const COMMON_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC;
@@ -51,6 +52,11 @@ pub trait VirtioDevice: Send {
     /// The driver reads `data.len()` bytes at `offset` of the configuration. What is not there reads as zero.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
+    /// Another number for every change of the configuration that the driver did not make.
+    fn config_generation(&self) -> u32 {
+        0 // It never changes.
+    }
+
     /// The driver is ready and has accepted `features`.
     fn activate(&mut self, features: u64);
 
@@ -65,6 +71,12 @@ pub trait VirtioDevice: Send {
     /// The driver broke a rule that no answer in the queue can tell it of, or the host failed the device as a whole.
     /// The device is not called again until it has been reset.
     fn process(&mut self, queues: &mut [Queue], memory: &GuestMemoryMmap) -> Result<bool, DeviceError>;
+
+    /// Whether the configuration has changed since this was asked last, which the driver has to be told. Asked after
+    /// [`process`](Self::process).
+    fn take_config_change(&mut self) -> bool {
+        false // It never does.
+    }
 
     /// Readable when the host side has something to do.
     fn host_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -9,6 +9,11 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::DeviceError;
 use super::chain::Chain;
 
+/// Where in a used ring its position is, and its entries; in bytes.
+const USED_POSITION_AT: u64 = 2;
+const USED_ENTRIES_AT: u64 = 4;
+const USED_ENTRY_BYTES: u64 = 8;
+
 /// Answers every chain that is there now, for as long as `goes_on` says so before each. `answer` returns how many bytes
 /// it wrote. A queue that the driver does not use has none. Returns whether the driver wants an interrupt for what it
 /// got back.
@@ -55,6 +60,25 @@ pub(super) fn give_back(
     written: u32,
 ) -> Result<(), DeviceError> {
     Ok(queue.add_used(memory, head, written)?)
+}
+
+/// Gives back chains that belong together, each with so many bytes written: the driver sees all of them or none.
+pub(super) fn give_back_together(
+    queue: &mut Queue,
+    memory: &GuestMemoryMmap,
+    chains: &[(u16, u32)],
+) -> Result<(), DeviceError> {
+    let mut position = queue.next_used();
+    for (head, written) in chains {
+        let entry = u64::from(*head) | u64::from(*written) << 32;
+        let slot = queue.used_ring() + USED_ENTRIES_AT + USED_ENTRY_BYTES * u64::from(position % queue.size());
+        memory.write_obj(entry.to_le(), GuestAddress(slot)).map_err(virtio_queue::Error::GuestMemory)?;
+        position = position.wrapping_add(1);
+    }
+    queue.set_next_used(position);
+    // Who sees the position sees the entries before it.
+    let at = GuestAddress(queue.used_ring() + USED_POSITION_AT);
+    Ok(memory.store(position.to_le(), at, Ordering::Release).map_err(virtio_queue::Error::GuestMemory)?)
 }
 
 /// Whether the driver asks to be told of what it got back. Asked after the last [`give_back`].

@@ -106,6 +106,11 @@ impl Driver {
         let _ = write32(transport, 0x44, 1);
     }
 
+    /// Has rings of zeroes, as a driver that comes anew.
+    pub(crate) fn clear_rings(&self) {
+        self.memory.write_slice(&vec![0; (BUFFERS_AT - RINGS_AT) as usize], GuestAddress(RINGS_AT)).unwrap();
+    }
+
     /// Room for `len` bytes, of zeroes.
     pub(crate) fn allocate(&mut self, len: usize) -> u64 {
         if self.next_buffer + len as u64 > MEMORY_BYTES {

@@ -26,6 +26,7 @@ pub(super) const QUEUE_DEVICE_LOW: u64 = spec::VIRTIO_MMIO_QUEUE_USED_LOW as u64
 pub(super) const QUEUE_DEVICE_HIGH: u64 = spec::VIRTIO_MMIO_QUEUE_USED_HIGH as u64;
 pub(super) const SHM_LEN_LOW: u64 = spec::VIRTIO_MMIO_SHM_LEN_LOW as u64;
 pub(super) const SHM_BASE_HIGH: u64 = spec::VIRTIO_MMIO_SHM_BASE_HIGH as u64;
+pub(super) const CONFIG_GENERATION: u64 = spec::VIRTIO_MMIO_CONFIG_GENERATION as u64;
 pub(super) const CONFIG: u64 = spec::VIRTIO_MMIO_CONFIG as u64;
 
 /// "virt", little-endian.

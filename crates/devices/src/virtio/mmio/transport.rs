@@ -85,8 +85,8 @@ impl<D: VirtioDevice> Transport<D> {
             register::STATUS => registers.status,
             // There is no shared memory, which reads as a length and a base of -1.
             register::SHM_LEN_LOW..=register::SHM_BASE_HIGH => u32::MAX,
-            // The generation of a configuration that never changes, registers to write, and holes.
-            _ => 0,
+            register::CONFIG_GENERATION => self.device.config_generation(),
+            _ => 0, // Registers to write, and holes.
         }
     }
 
@@ -233,8 +233,14 @@ impl<D: VirtioDevice> MmioDevice for Transport<D> {
             return false;
         }
         match self.run(memory) {
-            Ok(false) => return false,
-            Ok(true) => self.live.raise(interrupt::USED_BUFFER),
+            Ok(has_used) => {
+                let used = if has_used { interrupt::USED_BUFFER } else { 0 };
+                let changed = if self.device.take_config_change() { interrupt::CONFIGURATION } else { 0 };
+                if used | changed == 0 {
+                    return false;
+                }
+                self.live.raise(used | changed);
+            }
             Err(error) => {
                 self.error = Some(error);
                 self.device.reset();
