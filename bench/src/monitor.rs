@@ -3,7 +3,8 @@
 use crate::Toy;
 use pando_disk::{BLOCK_BYTES, Disk, Files};
 use pando_wire::control::{
-    Boot, Connection, Fork, ForkTimings, Listener, Origin, Request, Response, Start, StartTimings, WorkingSet,
+    Boot, Connection, Fork, ForkTimings, Listener, Origin, Request, Response, Start, StartNetwork, StartTimings,
+    WorkingSet,
 };
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use std::fs::{self, File};
@@ -119,7 +120,15 @@ impl Monitor {
         Self::spawn(pando)?.boot_with(guest, guest.boot())
     }
 
-    /// The same, where these blocks of the disk were written to before.
+    /// The same, with a network: the queues of a tap.
+    pub fn boot_networked(pando: &Path, guest: &Guest, taps: Vec<OwnedFd>) -> Result<Self, MonitorError> {
+        let monitor = Self::spawn(pando)?;
+        let files = monitor.kernel_of(guest)?;
+        monitor.start_networked(Origin::Boot(guest.boot()), files, taps)?;
+        Ok(monitor)
+    }
+
+    /// The same as [`Monitor::boot_guest`], where these blocks of the disk were written to before.
     pub fn boot_used(
         pando: &Path,
         guest: &Guest,
@@ -142,12 +151,16 @@ impl Monitor {
     }
 
     fn boot_with(self, guest: &Guest, boot: Boot) -> Result<Self, MonitorError> {
+        let files = self.kernel_of(guest)?;
+        self.start(Origin::Boot(boot), files)?;
+        Ok(self)
+    }
+
+    fn kernel_of(&self, guest: &Guest) -> Result<Vec<OwnedFd>, MonitorError> {
         let at = |name: &str| self.dir.path().join(name);
         fs::write(at("toy"), &guest.kernel)?;
         fs::write(at("initramfs"), b"")?;
-        let files = [File::open(at("toy"))?.into(), File::open(at("initramfs"))?.into()];
-        self.start(Origin::Boot(boot), files.into())?;
-        Ok(self)
+        Ok(vec![File::open(at("toy"))?.into(), File::open(at("initramfs"))?.into()])
     }
 
     /// Starts the `pando` at `pando` as a monitor, with nothing in it yet.
@@ -180,13 +193,19 @@ impl Monitor {
 
     /// Forks the VM. Every child has its `Start` waiting before the fork is asked for.
     pub fn fork(&self, count: u32) -> Result<(ForkTimings, Vec<Child>), MonitorError> {
+        self.fork_networked((0..count).map(|_| Vec::new()).collect())
+    }
+
+    /// The same, a child for each tap, which is given as its queues, or as none of them.
+    pub fn fork_networked(&self, taps: Vec<Vec<OwnedFd>>) -> Result<(ForkTimings, Vec<Child>), MonitorError> {
+        let count = taps.len() as u32;
         let mut starting = Vec::new();
         let mut listeners = Vec::new();
-        for _ in 0..count {
+        for taps in taps {
             let (monitor, listener) = self.unborn()?;
             listeners.push(listener);
             starting.push(thread::spawn(move || {
-                let timings = monitor.start(Origin::Fork, Vec::new())?;
+                let timings = monitor.start_networked(Origin::Fork, Vec::new(), taps)?;
                 Ok(Child { monitor, timings })
             }));
         }
@@ -286,6 +305,16 @@ impl Monitor {
 
     /// Starts what `origin` says; `more` are the descriptors that belong to that.
     pub(crate) fn start(&self, origin: Origin, more: Vec<OwnedFd>) -> Result<StartTimings, MonitorError> {
+        self.start_networked(origin, more, Vec::new())
+    }
+
+    /// The same, with a tap if it has queues.
+    fn start_networked(
+        &self,
+        origin: Origin,
+        more: Vec<OwnedFd>,
+        taps: Vec<OwnedFd>,
+    ) -> Result<StartTimings, MonitorError> {
         let at = |name: &str| self.dir.path().join(name);
         let console = File::options().append(true).create(true).open(at("console"))?;
         let vsock = UnixListener::bind(at("vsock"))?;
@@ -297,9 +326,11 @@ impl Monitor {
         fds.push(read_write(&at("data"))?.into());
         fds.push(read_write(&at("journal"))?.into());
         fds.extend(more);
+        let network = (!taps.is_empty()).then_some(StartNetwork { queue_pairs: taps.len() as u8 });
+        fds.extend(taps);
         let inherited_layers = self.inherited.len() as u32;
         let layer = at("data").display().to_string();
-        let start = Start { origin, generation: new_generation(), inherited_layers, layer, network: None };
+        let start = Start { origin, generation: new_generation(), inherited_layers, layer, network };
         let connection = self.connect()?;
         let borrowed: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
         connection.send(&Request::Start(start), &borrowed)?;

@@ -11,6 +11,8 @@ pub(crate) struct Files {
     pub(crate) kvm: Kvm,
     pub(crate) console: File,
     pub(crate) vsock: UnixListener,
+    /// The queues of a tap. None where the machine has no network, or nothing at its other end.
+    pub(crate) taps: Vec<OwnedFd>,
     pub(crate) disk: pando_disk::Files,
     /// What the own layer is called in messages.
     pub(crate) layer: String,
@@ -57,7 +59,7 @@ pub(crate) enum FilesError {
 }
 
 /// Sorts `descriptors` by the order that [`Start`] documents.
-pub(crate) fn take(start: &Start, descriptors: Vec<OwnedFd>) -> Result<(Files, More), FilesError> {
+pub(crate) fn take(start: &Start, mut descriptors: Vec<OwnedFd>) -> Result<(Files, More), FilesError> {
     let inherited = start.inherited_layers as usize;
     let more = match &start.origin {
         Origin::Boot(boot) => 2 + if boot.recover_layers { inherited } else { 0 },
@@ -65,11 +67,13 @@ pub(crate) fn take(start: &Start, descriptors: Vec<OwnedFd>) -> Result<(Files, M
         Origin::Checkpoint(_) => PAGES_CONNECTIONS,
         Origin::Asleep(_) => PAGES_CONNECTIONS + inherited,
     };
-    let wanted = 6 + inherited + more;
+    let taps = start.network.map_or(0, |network| usize::from(network.queue_pairs));
+    let wanted = 6 + inherited + more + taps;
     let count = FilesError::Count { got: descriptors.len(), wanted };
     if descriptors.len() != wanted {
         return Err(count);
     }
+    let taps = descriptors.split_off(wanted - taps);
     let mut rest = descriptors.into_iter();
     let Some(kvm) = rest.next() else { return Err(count) };
     let mut rest = rest.map(File::from);
@@ -80,6 +84,7 @@ pub(crate) fn take(start: &Start, descriptors: Vec<OwnedFd>) -> Result<(Files, M
         kvm: Kvm::from_fd(kvm)?,
         console,
         vsock: UnixListener::from(OwnedFd::from(vsock)),
+        taps,
         disk: pando_disk::Files { base, inherited: layers, data, journal },
         layer: start.layer.clone(),
     };

@@ -5,7 +5,7 @@ use crate::machine::MachineState;
 use crate::server::{Arriving, PageServer};
 use pando_disk::Sealed;
 use pando_sys::Kvm;
-use pando_wire::control::{Boot, WorkingSet};
+use pando_wire::control::{Boot, StartNetwork, WorkingSet};
 use std::fs::File;
 use std::sync::Arc;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -50,15 +50,16 @@ pub(crate) enum DiskImage {
 }
 
 impl Image {
-    /// A machine at power-on with `kernel` in its memory.
+    /// A machine at power-on with `kernel` in its memory, and a network card if it has a `network`.
     pub(crate) fn from_kernel(
         kvm: &Kvm,
         boot: &Boot,
+        network: Option<StartNetwork>,
         kernel: &mut File,
         initramfs: &mut File,
         disk: DiskImage,
     ) -> Result<Self, BootError> {
-        let (machine, memory) = boot::power_on(kvm, boot, kernel, initramfs)?;
+        let (machine, memory) = boot::power_on(kvm, boot, network, kernel, initramfs)?;
         Ok(Self { machine, memory, disk, expected: WorkingSet::default(), arriving: None })
     }
 

@@ -1,7 +1,7 @@
 //! The state of a machine: plain data, from which the same machine can be built again, here or in a child.
 
 use crate::features;
-use crate::platform::{PlatformState, PlatformStateV1};
+use crate::platform::{PlatformState, PlatformStateV1, PlatformStateV2};
 use pando_sys::{VcpuState, VmState};
 use pando_wire::saved::Machine;
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,8 @@ const KIND: &str = "pando-vmm";
 /// |---|---|
 /// | 1 | no balloon |
 /// | 2 | a balloon, which may be absent |
-const VERSION: u32 = 2;
+/// | 3 | a network card, which may be absent |
+const VERSION: u32 = 3;
 const ARCH: &str = std::env::consts::ARCH;
 /// The most vCPUs of a machine.
 const MAX_VCPUS: usize = 32;
@@ -35,19 +36,19 @@ pub(crate) struct MachineState {
     pub(crate) msrs: Arc<[u32]>,
 }
 
-/// What [`MachineState`] was in version 1.
+/// What [`MachineState`] was in an earlier version, with the devices of that.
 #[derive(Deserialize)]
-struct MachineStateV1 {
+struct Earlier<P> {
     vcpus: Vec<VcpuState>,
     vm: VmState,
-    platform: PlatformStateV1,
+    platform: P,
     #[serde(with = "indices")]
     msrs: Arc<[u32]>,
 }
 
-impl From<MachineStateV1> for MachineState {
-    fn from(state: MachineStateV1) -> Self {
-        let MachineStateV1 { vcpus, vm, platform, msrs } = state;
+impl<P: Into<PlatformState>> From<Earlier<P>> for MachineState {
+    fn from(state: Earlier<P>) -> Self {
+        let Earlier { vcpus, vm, platform, msrs } = state;
         Self { vcpus, vm, platform: platform.into(), msrs }
     }
 }
@@ -96,7 +97,8 @@ impl MachineState {
             return Err(foreign());
         }
         let state = match *version {
-            1 => whole::<MachineStateV1>(bytes)?.into(),
+            1 => whole::<Earlier<PlatformStateV1>>(bytes)?.into(),
+            2 => whole::<Earlier<PlatformStateV2>>(bytes)?.into(),
             VERSION => whole::<Self>(bytes)?,
             _ => return Err(foreign()),
         };

@@ -327,6 +327,10 @@ impl Owner {
     fn try_start(&mut self, start: &Start, descriptors: Vec<OwnedFd>) -> Result<(Vm, StartTimings), Box<dyn Error>> {
         let mut timings = StartTimings::default();
         let (files, more) = files::take(start, descriptors)?;
+        if let Some(inherited) = &self.inherited {
+            // Nothing is used up yet.
+            inherited.image.machine.platform.check_taps(files.taps.len())?;
+        }
         // What a monitor says about this VM belongs into this VM's log, also when it was forked from another.
         rustix::stdio::dup2_stderr(&files.console)?;
         let (image, asked, is_new) = match (&start.origin, more, self.inherited.take()) {
@@ -336,7 +340,8 @@ impl Owner {
                     true => DiskImage::Kept { inherited_journals: from.inherited_journals, is_alone: false },
                     false => DiskImage::Fresh { len_bytes: boot.disk_bytes },
                 };
-                let image = Image::from_kernel(&files.kvm, boot, &mut from.kernel, &mut from.initramfs, disk)?;
+                let image =
+                    Image::from_kernel(&files.kvm, boot, start.network, &mut from.kernel, &mut from.initramfs, disk)?;
                 (image, asked, false)
             }
             (Origin::Checkpoint(restore), More::Checkpoint(connections), None) => {

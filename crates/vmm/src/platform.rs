@@ -10,11 +10,14 @@ use pando_devices::virtio::VirtioDevice;
 use pando_devices::virtio::balloon::Balloon;
 use pando_devices::virtio::block::{self, Block};
 use pando_devices::virtio::mmio::{Effect, LiveRegisters, MmioDevice, Transport, TransportState, TransportStateError};
+use pando_devices::virtio::net::{Net, NetError, NetSpec, NetState};
 use pando_devices::virtio::rng::Rng;
 use pando_devices::virtio::vsock::{Vsock, VsockRestoreError, VsockState};
 use pando_disk::{Disk, FlushError};
 use pando_memory::{HugePages, MMIO_DEVICE_LEN, MMIO_DEVICES};
-use pando_sys::Vm;
+use pando_sys::{SysError, Tap, Vm};
+use pando_wire::control::StartNetwork;
+use pando_wire::network::{MAC, Network};
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -30,8 +33,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 pub(crate) const SERIAL_PORT: u16 = 0x3f8;
 pub(crate) const SERIAL_GSI: u32 = 4;
 const SERIAL_PORTS: std::ops::Range<u16> = SERIAL_PORT..SERIAL_PORT + 8;
-/// Virtio devices, in this order: block, vsock, rng, balloon.
-pub(crate) const DEVICE_COUNT: u32 = 4;
+/// Virtio devices, in this order: block, vsock, rng, balloon, net.
+const DEVICE_COUNT: u32 = 5;
+/// The one that only machines with a network have.
+pub(crate) const NET: u32 = 4;
 /// What says that the generation counter changed.
 pub(crate) const GENERATION_GSI: u32 = 20;
 /// The guest's address on vsock. Every guest has the same: the host's end is a Unix socket, one per VM.
@@ -39,7 +44,10 @@ const GUEST_CID: u64 = 3;
 
 /// The interrupt line of virtio device `index`.
 pub(crate) const fn device_gsi(index: u32) -> u32 {
-    16 + index
+    match index {
+        NET => GENERATION_GSI + 1, // Guests know the counter's, which would be the next one.
+        _ => 16 + index,
+    }
 }
 
 /// The state of all devices. `None` is a device that was just reset.
@@ -50,9 +58,22 @@ pub(crate) struct PlatformState {
     vsock: Option<(TransportState, VsockState)>,
     rng: Option<TransportState>,
     balloon: BalloonState,
+    network: NetworkState,
 }
 
-/// The state of a device that not every machine has.
+/// The state of a network card, which not every machine has.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+enum NetworkState {
+    /// The guest booted in a machine without one, and will not find one for as long as it runs.
+    #[default]
+    Absent,
+    /// Just reset, with so many pairs of queues.
+    Reset(u8),
+    /// In use, or not yet.
+    Saved(TransportState, NetState),
+}
+
+/// The state of a balloon, which not every machine has.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 enum BalloonState {
     /// The guest booted in a machine without one, and will not find one for as long as it runs.
@@ -76,7 +97,47 @@ pub(crate) struct PlatformStateV1 {
 impl From<PlatformStateV1> for PlatformState {
     fn from(state: PlatformStateV1) -> Self {
         let PlatformStateV1 { serial, block, vsock, rng } = state;
-        Self { serial, block, vsock, rng, balloon: BalloonState::Absent }
+        Self { serial, block, vsock, rng, balloon: BalloonState::Absent, network: NetworkState::Absent }
+    }
+}
+
+/// What [`PlatformState`] was before there were network cards.
+#[derive(Deserialize)]
+pub(crate) struct PlatformStateV2 {
+    serial: Option<SerialState>,
+    block: Option<TransportState>,
+    vsock: Option<(TransportState, VsockState)>,
+    rng: Option<TransportState>,
+    balloon: BalloonState,
+}
+
+impl From<PlatformStateV2> for PlatformState {
+    fn from(state: PlatformStateV2) -> Self {
+        let PlatformStateV2 { serial, block, vsock, rng, balloon } = state;
+        Self { serial, block, vsock, rng, balloon, network: NetworkState::Absent }
+    }
+}
+
+impl PlatformState {
+    /// The devices of a machine at power-on, with a network card if it has a `network`.
+    pub(crate) fn power_on(network: Option<StartNetwork>) -> Self {
+        let network = network.map_or(NetworkState::Absent, |network| NetworkState::Reset(network.queue_pairs));
+        Self { network, ..Self::default() }
+    }
+
+    /// Whether this machine can have a tap of so many queues, or none.
+    pub(crate) fn check_taps(&self, got: usize) -> Result<(), TapsError> {
+        let wanted = match &self.network {
+            NetworkState::Absent => 0,
+            NetworkState::Reset(pairs) => (*pairs).into(),
+            NetworkState::Saved(_, state) => state.max_queue_pairs.into(),
+        };
+        match (got, wanted) {
+            (0, _) => Ok(()),
+            (_, 0) => Err(TapsError::NoNetwork),
+            _ if got == wanted => Ok(()),
+            _ => Err(TapsError::Count { got, wanted }),
+        }
     }
 }
 
@@ -85,6 +146,10 @@ impl PlatformState {
     /// The same of a machine that has no balloon.
     pub(crate) fn without_balloon(self) -> Self {
         Self { balloon: BalloonState::Absent, ..self }
+    }
+
+    pub(crate) fn has_network(&self) -> bool {
+        self.network != NetworkState::Absent
     }
 
     pub(crate) fn has_balloon(&self) -> bool {
@@ -104,6 +169,8 @@ pub(crate) struct Twin {
 pub(crate) struct Host {
     pub(crate) console: File,
     pub(crate) vsock: UnixListener,
+    /// The queues of a tap; none where there is none.
+    pub(crate) taps: Vec<OwnedFd>,
     /// What the disk's own layer is called in messages.
     pub(crate) layer: String,
     /// What brings the guest's memory, where it is not all there.
@@ -120,6 +187,22 @@ pub(crate) enum Access {
     Reset,
 }
 
+/// Why a machine cannot have the tap that it was given.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TapsError {
+    /// Its guest booted without a card, and looks for none.
+    #[error("a machine that booted without a network cannot be given one")]
+    NoNetwork,
+    /// Not as many queues as its card has.
+    #[error("the network card of this machine has {wanted} pairs of queues, and its tap {got} queues")]
+    Count {
+        /// How many the tap has.
+        got: usize,
+        /// How many the card has.
+        wanted: usize,
+    },
+}
+
 /// Why the devices cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlatformError {
@@ -132,6 +215,15 @@ pub(crate) enum PlatformError {
     /// A saved vsock that no vsock can have been, or no room for its sockets.
     #[error("cannot restore vsock")]
     Vsock(#[from] VsockRestoreError),
+    /// A tap that this machine cannot have.
+    #[error(transparent)]
+    Taps(#[from] TapsError),
+    /// What came is no tap, or made in another way.
+    #[error("cannot use what was given as a tap")]
+    Tap(#[from] SysError),
+    /// A saved network card that no card can have been, or a tap that does not do what it should.
+    #[error("cannot set up the network card")]
+    Net(#[from] NetError),
     /// A file or socket.
     #[error("cannot set up a device's host side")]
     Host(#[from] io::Error),
@@ -152,8 +244,10 @@ pub(crate) struct Platform {
     rng: Mutex<Transport<Rng>>,
     /// `None` where the guest booted in a machine without one.
     balloon: Option<Mutex<Transport<Balloon<ToHost>>>>,
+    /// Likewise.
+    net: Option<Mutex<Transport<Net<Tap>>>>,
     /// What need not wait for those, by index.
-    live: Vec<LiveRegisters>,
+    live: [Option<LiveRegisters>; DEVICE_COUNT as usize],
     layer: String,
     complaints: Mutex<Complaints>,
     /// The restored serial port has an interrupt to raise.
@@ -174,12 +268,13 @@ impl Platform {
         memory: &GuestMemoryMmap,
         halt: Arc<AtomicBool>,
     ) -> Result<Self, PlatformError> {
+        state.check_taps(host.taps.len())?;
         memory.write_slice(&twin.id, GuestAddress(GENERATION_ADDRESS))?;
         let (serial, serial_interrupt) = match &state.serial {
             None => (Serial::new(), false),
             Some(state) => Serial::restore(state.clone())?,
         };
-        let Host { console, vsock, layer, arriving, huge } = host;
+        let Host { console, vsock, taps, layer, arriving, huge } = host;
         let mut disk = Block::new(disk, "root", block::Access::ReadWrite);
         disk.heed(Arc::clone(&halt));
         let block = transport(disk, state.block.as_ref())?;
@@ -188,25 +283,28 @@ impl Platform {
             Some((transport, state)) => Transport::restore(Vsock::restore(*state, vsock)?, transport.clone())?,
         };
         let rng = transport(Rng::new(), state.rng.as_ref())?;
+        let net = net(&state.network, taps, Arc::clone(&halt))?;
         let balloon = Balloon::new(ToHost { memory: memory.clone(), arriving, huge }, halt);
         let balloon = match &state.balloon {
             BalloonState::Absent => None,
             BalloonState::Reset => Some(Transport::new(balloon)),
             BalloonState::Saved(state) => Some(Transport::restore(balloon, state.clone())?),
         };
-        let live = [Some(block.live()), Some(vsock.live()), Some(rng.live()), balloon.as_ref().map(Transport::live)];
+        let (balloon_live, net_live) = (balloon.as_ref().map(Transport::live), net.as_ref().map(Transport::live));
+        let live = [Some(block.live()), Some(vsock.live()), Some(rng.live()), balloon_live, net_live];
         Ok(Self {
             vm,
             memory: memory.clone(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?,
             serial: Mutex::new((serial, console)),
-            live: live.into_iter().flatten().cloned().collect(),
+            live: live.map(|live| live.cloned()),
             layer,
             complaints: Mutex::default(),
             block: Mutex::new(Some(block)),
             vsock: Mutex::new(vsock),
             rng: Mutex::new(rng),
             balloon: balloon.map(Mutex::new),
+            net: net.map(Mutex::new),
             serial_interrupt: AtomicBool::new(serial_interrupt),
             is_new_twin: AtomicBool::new(twin.is_new),
         })
@@ -221,7 +319,17 @@ impl Platform {
             vsock: Some((vsock.state(), vsock.device().state())),
             rng: Some(lock(&self.rng).state()),
             balloon: self.balloon.as_ref().map_or(BalloonState::Absent, |it| BalloonState::Saved(lock(it).state())),
+            network: self.net.as_ref().map_or(NetworkState::Absent, |net| {
+                let net = lock(net);
+                NetworkState::Saved(net.state(), net.device().state())
+            }),
         }
+    }
+
+    /// What became of frames, in a machine with a network.
+    #[cfg(test)]
+    pub(crate) fn frames(&self) -> Option<pando_devices::virtio::net::Counters> {
+        self.net.as_ref().map(|net| lock(net).device().counters())
     }
 
     /// Freezes what the disk holds, for both sides of a fork.
@@ -244,7 +352,7 @@ impl Platform {
     pub(crate) fn mmio_read(&self, address: u64, data: &mut [u8]) -> Access {
         data.fill(0);
         if let Some((index, offset)) = device_at(address)
-            && self.live.get(index as usize).is_some_and(|live| live.read(offset, data).is_none())
+            && self.live(index).is_some_and(|live| live.read(offset, data).is_none())
         {
             self.with_device(index, |device| device.read(offset, data));
         } // Else nothing is there, and reads as zero.
@@ -253,7 +361,7 @@ impl Platform {
 
     pub(crate) fn mmio_write(&self, address: u64, data: &[u8]) -> Access {
         if let Some((index, offset)) = device_at(address) {
-            let effect = self.live.get(index as usize).and_then(|live| live.write(offset, data));
+            let effect = self.live(index).and_then(|live| live.write(offset, data));
             let effect = effect.or_else(|| self.with_device(index, |device| device.write(offset, data)));
             if effect == Some(Effect::Notify) {
                 self.wake_devices();
@@ -370,12 +478,17 @@ impl Platform {
         fds.collect()
     }
 
+    fn live(&self, index: u32) -> Option<&LiveRegisters> {
+        self.live.get(index as usize)?.as_ref()
+    }
+
     fn with_device<R>(&self, index: u32, action: impl FnOnce(&mut dyn MmioDevice) -> R) -> Option<R> {
         match index {
             0 => lock(&self.block).as_mut().map(|device| action(device)),
             1 => Some(action(&mut *lock(&self.vsock))),
             2 => Some(action(&mut *lock(&self.rng))),
             3 => self.balloon.as_ref().map(|balloon| action(&mut *lock(balloon))),
+            NET => self.net.as_ref().map(|net| action(&mut *lock(net))),
             _ => None,
         }
     }
@@ -384,6 +497,24 @@ impl Platform {
         // It can only fail for a VM without interrupt controllers.
         let _ = self.vm.pulse_interrupt(gsi);
     }
+}
+
+fn net(
+    state: &NetworkState,
+    taps: Vec<OwnedFd>,
+    halt: Arc<AtomicBool>,
+) -> Result<Option<Transport<Net<Tap>>>, PlatformError> {
+    let taps = taps.into_iter().map(Tap::from_fd).collect::<Result<_, _>>()?;
+    Ok(match state {
+        NetworkState::Absent => None,
+        NetworkState::Reset(queue_pairs) => {
+            let spec = NetSpec { mac: MAC, mtu: Network::GUEST.mtu, queue_pairs: *queue_pairs };
+            Some(Transport::new(Net::new(spec, taps, halt)?))
+        }
+        NetworkState::Saved(transport, state) => {
+            Some(Transport::restore(Net::restore(*state, taps, halt)?, transport.clone())?)
+        }
+    })
 }
 
 fn transport<D: VirtioDevice>(device: D, state: Option<&TransportState>) -> Result<Transport<D>, TransportStateError> {

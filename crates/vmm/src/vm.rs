@@ -115,6 +115,7 @@ impl Vm {
         let host = Host {
             console: files.console,
             vsock: files.vsock,
+            taps: files.taps,
             layer: files.layer,
             arriving: arriving.clone(),
             huge: huge.clone(),

@@ -40,7 +40,7 @@ struct Fixture {
     next_laps: [u8; WITNESS.vcpus as usize],
 }
 
-const FIXTURES: [Fixture; 2] = [
+const FIXTURES: [Fixture; 3] = [
     Fixture {
         version: 1,
         export: include_bytes!("../fixtures/1/checkpoint"),
@@ -62,6 +62,17 @@ const FIXTURES: [Fixture; 2] = [
         ],
         cpu_features: &["clflush", "mmx", "fxsr", "sse", "sse2", "syscall", "nx", "lm"],
         next_laps: [10, 6, 5],
+    },
+    Fixture {
+        version: 3,
+        export: include_bytes!("../fixtures/3/checkpoint"),
+        machine: include_bytes!("../../../../fuzz/seeds/machine/3"),
+        hashes: [
+            "b09b9789e8a76fa3719a736e130e703aa23f9d1c85f039a4b0bf04bab8ecb1c0",
+            "1ada119bc6a0658e10e7b7ccb2a20efc1a9cacb8d89e46a5780e65c7757d5686",
+        ],
+        cpu_features: &["clflush", "mmx", "fxsr", "sse", "sse2", "syscall", "nx", "lm"],
+        next_laps: [9, 0, 7],
     },
 ];
 

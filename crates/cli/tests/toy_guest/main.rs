@@ -6,6 +6,7 @@
 mod fork; // one CPU and its memory
 mod instant; // several CPUs, memory, disk and vsock, of one instant
 mod descriptors; // what a child has open
+mod network; // a card is above one tap
 mod huge; // memory is in huge pages again after a fork
 mod deaths; // somebody dies in the middle of it
 mod checkpoint; // seeds, and what was saved of one

@@ -2,7 +2,7 @@
 //! power-off, reset and the generation counter in the DSDT.
 
 use super::kernel::KernelError;
-use crate::platform::{DEVICE_COUNT, GENERATION_GSI, SERIAL_GSI, SERIAL_PORT, device_gsi};
+use crate::platform::{GENERATION_GSI, NET, SERIAL_GSI, SERIAL_PORT, device_gsi};
 use acpi_tables::aml::{
     self, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path,
     ResourceTemplate, Scope,
@@ -36,15 +36,15 @@ const OEM: [u8; 6] = *b"PANDO ";
 const TABLE: [u8; 8] = *b"MICROVM ";
 const REVISION: u32 = 1;
 
-/// Writes all tables.
-pub(super) fn write(memory: &GuestMemoryMmap, vcpus: u8) -> Result<(), KernelError> {
+/// Writes all tables, of a machine with a network card or without one.
+pub(super) fn write(memory: &GuestMemoryMmap, vcpus: u8, has_network: bool) -> Result<(), KernelError> {
     let mut next = RSDP_ADDRESS + 64; // Behind the RSDP, which is 36 bytes long.
     let mut put = |bytes: Vec<u8>| {
         let at = next;
         next = (at + bytes.len() as u64).next_multiple_of(16);
         memory.write_slice(&bytes, GuestAddress(at)).map(|()| at).map_err(KernelError::Tables)
     };
-    let dsdt = put(dsdt())?;
+    let dsdt = put(dsdt(has_network))?;
     let fadt = put(bytes(&fadt(dsdt)))?;
     let madt = put(bytes(&madt(vcpus)))?;
     let mut xsdt = XSDT::new(OEM, TABLE, REVISION);
@@ -86,9 +86,9 @@ fn madt(vcpus: u8) -> MADT {
     madt
 }
 
-fn dsdt() -> Vec<u8> {
+fn dsdt(has_network: bool) -> Vec<u8> {
     let mut code = Vec::new();
-    for index in 0..DEVICE_COUNT {
+    for index in (0..NET).chain(has_network.then_some(NET)) {
         virtio_device(index, &mut code);
     }
     serial_port(&mut code);

@@ -10,7 +10,7 @@ use crate::machine::MachineState;
 use crate::platform::PlatformState;
 use pando_memory::AllocateError;
 use pando_sys::{Kvm, SysError, Vm};
-use pando_wire::control::Boot;
+use pando_wire::control::{Boot, StartNetwork};
 use std::fs::File;
 use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
@@ -24,6 +24,14 @@ pub(crate) enum BootError {
     /// The number of vCPUs.
     #[error("{0} vCPUs is outside the range of 1 to 32")]
     Vcpus(u8),
+    /// The number of queues of the tap.
+    #[error("a machine with {vcpus} vCPUs has a network card with {} pairs of queues, not {got}", StartNetwork::of(*.vcpus).queue_pairs)]
+    Network {
+        /// Of the machine.
+        vcpus: u8,
+        /// Of the tap.
+        got: u8,
+    },
     /// The size of the memory, or the host's lack of it.
     #[error(transparent)]
     Memory(#[from] AllocateError),
@@ -39,17 +47,22 @@ pub(crate) enum BootError {
 pub(crate) fn power_on(
     kvm: &Kvm,
     boot: &Boot,
+    network: Option<StartNetwork>,
     kernel: &mut File,
     initramfs: &mut File,
 ) -> Result<(MachineState, GuestMemoryMmap), BootError> {
     if !(1..=32).contains(&boot.vcpus) {
         return Err(BootError::Vcpus(boot.vcpus));
     }
+    if let Some(StartNetwork { queue_pairs: got }) = network.filter(|it| *it != StartNetwork::of(boot.vcpus)) {
+        return Err(BootError::Network { vcpus: boot.vcpus, got });
+    }
     let memory = pando_memory::allocate(boot.memory_bytes)?;
     let entry = kernel::load(&memory, boot.memory_bytes, kernel, initramfs, &boot.command_line)?;
-    acpi::write(&memory, boot.vcpus)?;
+    acpi::write(&memory, boot.vcpus, network.is_some())?;
     entry::write_tables(&memory)?;
-    Ok((machine(kvm, boot.vcpus, entry)?, memory))
+    let platform = PlatformState::power_on(network);
+    Ok((MachineState { platform, ..machine(kvm, boot.vcpus, entry)? }, memory))
 }
 
 /// The state of a machine whose first vCPU is about to enter the kernel.

@@ -3,6 +3,7 @@
 
 use super::fields;
 use super::law::{WITNESS, wait_for_laps};
+use super::networked::{self, Card};
 use super::toys::{MEMORY, Toys};
 use crate::fork::Inherited;
 use crate::image::{DiskImage, Image};
@@ -16,8 +17,11 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 /// The state of the machine in each fixture of `pando-cli`, by its version. A fuzzer begins with them as well.
-const STATES: [(u32, &[u8]); 2] =
-    [(1, include_bytes!("../../../../fuzz/seeds/machine/1")), (2, include_bytes!("../../../../fuzz/seeds/machine/2"))];
+const STATES: [(u32, &[u8]); 3] = [
+    (1, include_bytes!("../../../../fuzz/seeds/machine/1")),
+    (2, include_bytes!("../../../../fuzz/seeds/machine/2")),
+    (3, include_bytes!("../../../../fuzz/seeds/machine/3")),
+];
 
 /// What was in all of them, by the names of [`fields`].
 const HELD: &[(&str, &str)] = &[
@@ -56,7 +60,6 @@ const HELD: &[(&str, &str)] = &[
     ("vcpu0.sregs.efer", "1280"),
     ("vcpu0.sregs.gdt.base", "1280"),
     ("vcpu0.xcrs.xcrs[0].value", "1"),
-    ("vcpu1.regs.rsi", "38"),
     ("vcpu1.sregs.cs.base", "0"),
     ("vcpu2.events.flags", "13"),
     ("vcpu2.lapic[0x320]", "0x20040"),
@@ -79,9 +82,11 @@ const HELD_BY_VERSION: [&[(&str, &str)]; STATES.len()] = [
         ("vcpu0.regs.r15", "35"),
         ("vcpu0.regs.r8", "288"),
         ("vcpu0.regs.rip", "2097891"),
+        ("vcpu1.regs.rsi", "38"),
         ("vcpu2.regs.rsi", "20"),
         ("vcpu2.regs.rip", "2098022"),
         ("platform.balloon", "\"Absent\""),
+        ("platform.network", "\"Absent\""),
     ],
     &[
         ("clock.clock", "59963601"),
@@ -92,6 +97,7 @@ const HELD_BY_VERSION: [&[(&str, &str)]; STATES.len()] = [
         ("vcpu0.regs.r15", "26"),
         ("vcpu0.regs.r8", "216"),
         ("vcpu0.regs.rip", "2097824"),
+        ("vcpu1.regs.rsi", "38"),
         ("vcpu2.regs.rsi", "21"),
         ("vcpu2.regs.rip", "2097545"),
         ("platform.balloon.Saved.driver_features", "4294967328"),
@@ -100,6 +106,35 @@ const HELD_BY_VERSION: [&[(&str, &str)]; STATES.len()] = [
         ("platform.balloon.Saved.queues[4].next_used", "16"),
         ("platform.balloon.Saved.queues[4].ready", "true"),
         ("platform.balloon.Saved.status", "15"),
+        ("platform.network", "\"Absent\""),
+    ],
+    &[
+        ("clock.clock", "98924872"),
+        ("platform.block.queues[0].next_available", "70"),
+        ("platform.block.queues[0].next_used", "70"),
+        ("platform.vsock[0].queues[0].next_available", "23"),
+        ("platform.vsock[0].queues[1].next_used", "23"),
+        ("vcpu0.regs.r15", "25"),
+        ("vcpu0.regs.r8", "208"),
+        ("vcpu0.regs.rip", "2097952"),
+        ("vcpu1.regs.rsi", "128"),
+        ("vcpu2.regs.rsi", "23"),
+        ("vcpu2.regs.rip", "2097996"),
+        ("platform.balloon.Saved.queues[4].next_used", "16"),
+        ("platform.balloon.Saved.status", "15"),
+        ("platform.network.Saved[0].driver_features", "4569938859"),
+        ("platform.network.Saved[0].interrupt_status", "1"),
+        ("platform.network.Saved[0].queues[0].descriptor_table", "67108864"),
+        ("platform.network.Saved[0].queues[1].next_available", "1"),
+        ("platform.network.Saved[0].queues[1].next_used", "1"),
+        ("platform.network.Saved[0].queues[6].used_ring", "67215360"),
+        ("platform.network.Saved[0].queues[6].ready", "true"),
+        ("platform.network.Saved[0].status", "15"),
+        ("platform.network.Saved[1].mac[5]", "79"),
+        ("platform.network.Saved[1].max_queue_pairs", "3"),
+        ("platform.network.Saved[1].mtu", "1500"),
+        ("platform.network.Saved[1].queue_pairs", "1"),
+        ("platform.network.Saved[1].status", "1"),
     ],
 ];
 
@@ -141,10 +176,13 @@ fn a_machine_that_an_earlier_version_stored_is_what_it_was() {
 fn write_what_the_fixture_is_made_of() {
     let Some(path) = std::env::var_os("PANDO_FIXTURE") else { return };
     let mut toys = Toys::new().unwrap();
+    let _far = networked::with_network(&mut toys).unwrap();
     let mut image = toys.image(&WITNESS.guest(MEMORY));
     mask(&mut image.machine);
     let mut vm = toys.start(image);
+    let mut card = Card::come_up(&vm);
     vm.resume();
+    card.send(&vm, 60);
     wait_for_laps(&toys, 20);
     vm.pause().unwrap();
     let machine = vm.machine_state().unwrap().unwrap();

@@ -13,12 +13,12 @@ use pando_wire::saved::Machine;
 use std::thread;
 use std::time::Duration;
 
-fn state(vm: &Vm) -> MachineState {
+pub(super) fn state(vm: &Vm) -> MachineState {
     vm.machine_state().unwrap().unwrap()
 }
 
 /// A machine in use, its state, and that as bytes.
-fn kept(toys: &mut Toys) -> (Vm, MachineState, Vec<u8>) {
+pub(super) fn kept(toys: &mut Toys) -> (Vm, MachineState, Vec<u8>) {
     let mut vm = toys.boot(&WITNESS.guest(MEMORY));
     vm.resume();
     wait_for_laps(toys, 6);
@@ -29,7 +29,7 @@ fn kept(toys: &mut Toys) -> (Vm, MachineState, Vec<u8>) {
 }
 
 /// Goes on with `machine` and the rest of `vm`.
-fn go_on(toys: &mut Toys, vm: &Vm, machine: MachineState) -> Vm {
+pub(super) fn go_on(toys: &mut Toys, vm: &Vm, machine: MachineState) -> Vm {
     vm.platform.seal_disk();
     let disk = DiskImage::Sealed(Box::new(vm.platform.take_disk().unwrap().into_sealed()));
     let (memory, expected) = (vm.memory.clone(), WorkingSet::default());
@@ -74,10 +74,11 @@ fn a_machine_from_before_there_were_balloons_goes_on_without_one() {
     let Some(mut toys) = Toys::new() else { return };
     let (vm, machine, _) = kept(&mut toys);
     let old = MachineState { platform: machine.platform.clone().without_balloon(), ..machine };
-    // Version 1 ends with the devices before it, and the MSRs; since then a byte between them says that there is none.
+    // Version 1 ends with the devices before it, and the MSRs; since then two bytes between them say that there is none, and
+    // no network.
     let mut bytes = old.encode().unwrap();
-    let msrs = postcard::to_stdvec(&old.msrs[..]).unwrap();
-    assert_eq!(bytes.remove(bytes.len() - msrs.len() - 1), 0);
+    let behind = postcard::to_stdvec(&old.msrs[..]).unwrap().len();
+    assert_eq!([0; 2].map(|_| bytes.remove(bytes.len() - behind - 1)), [0; 2]);
     let described = Machine { version: 1, ..old.described() };
     let decoded = MachineState::decode(&described, &bytes).unwrap();
     let broken = fields::differences(&fields::of(&old), &fields::of(&decoded));
@@ -96,6 +97,27 @@ fn a_machine_from_before_there_were_balloons_goes_on_without_one() {
     assert!(!again.platform.has_balloon());
     let again = MachineState::decode(&again.described(), &again.encode().unwrap()).unwrap();
     assert!(!again.platform.has_balloon(), "nor later");
+    on.resume();
+    wait_for_laps(&toys, 6);
+}
+
+#[test]
+fn a_machine_from_before_there_were_network_cards_goes_on_without_one() {
+    let Some(mut toys) = Toys::new() else { return };
+    let (vm, machine, mut bytes) = kept(&mut toys);
+    let behind = postcard::to_stdvec(&machine.msrs[..]).unwrap().len();
+    assert_eq!(bytes.remove(bytes.len() - behind - 1), 0, "there is none");
+    let described = Machine { version: 2, ..machine.described() };
+    let decoded = MachineState::decode(&described, &bytes).unwrap();
+    let broken = fields::differences(&fields::of(&machine), &fields::of(&decoded));
+    assert!(broken.is_empty(), "{broken:#?}");
+    assert!(MachineState::decode(&machine.described(), &bytes).is_err(), "the version decides");
+
+    let mut on = go_on(&mut toys, &vm, decoded);
+    let mut magic = [7; 4];
+    let _ = on.platform.mmio_read(MMIO_DEVICES + 4 * MMIO_DEVICE_LEN, &mut magic);
+    assert_eq!(magic, [0; 4]);
+    assert!(!state(&on).platform.has_network());
     on.resume();
     wait_for_laps(&toys, 6);
 }

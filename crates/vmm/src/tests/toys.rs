@@ -4,12 +4,13 @@ use crate::files::Files;
 use crate::image::{DiskImage, Image};
 use crate::owner::Events;
 use crate::platform::Twin;
-use crate::vm::Vm;
+use crate::vm::{StartError, Vm};
 use pando_bench::Guest;
 use pando_sys::Kvm;
-use pando_wire::control::StartTimings;
+use pando_wire::control::{StartNetwork, StartTimings};
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -22,6 +23,10 @@ pub(super) struct Toys {
     dir: TempDir,
     count: usize,
     pub(super) events: Events,
+    /// What a machine that boots has of a network.
+    pub(super) network: Option<StartNetwork>,
+    /// The tap of the next VM.
+    pub(super) taps: Vec<OwnedFd>,
 }
 
 impl Toys {
@@ -31,7 +36,8 @@ impl Toys {
             eprintln!("skipped: /dev/kvm cannot be opened here");
             return None;
         }
-        Some(Self { dir: tempfile::tempdir().unwrap(), count: 0, events: Events::new().unwrap() })
+        let (dir, events) = (tempfile::tempdir().unwrap(), Events::new().unwrap());
+        Some(Self { dir, count: 0, events, network: None, taps: Vec::new() })
     }
 
     /// A VM that is about to enter `guest`.
@@ -49,15 +55,22 @@ impl Toys {
         let open = |name| File::open(at(name)).unwrap();
         let disk = DiskImage::Fresh { len_bytes: guest.disk_bytes };
         let kvm = Kvm::from_fd(kvm().unwrap().into()).unwrap();
-        Image::from_kernel(&kvm, &guest.boot(), &mut open("kernel"), &mut open("initramfs"), disk).unwrap()
+        let (kernel, initramfs) = (&mut open("kernel"), &mut open("initramfs"));
+        Image::from_kernel(&kvm, &guest.boot(), self.network, kernel, initramfs, disk).unwrap()
     }
 
     /// A VM from an image, with files of its own.
     pub(super) fn start(&mut self, image: Image) -> Vm {
+        self.try_start(image).unwrap()
+    }
+
+    /// The same, which may fail.
+    pub(super) fn try_start(&mut self, image: Image) -> Result<Vm, StartError> {
         let files = Files {
             kvm: Kvm::from_fd(kvm().unwrap().into()).unwrap(),
             console: File::options().append(true).create(true).open(self.file("console", self.count)).unwrap(),
             vsock: UnixListener::bind(self.file("vsock", self.count)).unwrap(),
+            taps: std::mem::take(&mut self.taps),
             disk: pando_disk::Files {
                 base: File::open(self.dir.path().join("base")).unwrap(),
                 inherited: (0..self.count).map(|index| File::open(self.file("data", index)).unwrap()).collect(),
@@ -68,7 +81,7 @@ impl Toys {
         };
         self.count += 1;
         let twin = Twin { id: [1; 16], is_new: false };
-        Vm::start(image, files, &twin, self.events.clone(), &mut StartTimings::default()).unwrap()
+        Vm::start(image, files, &twin, self.events.clone(), &mut StartTimings::default())
     }
 
     /// What the guest of the VM that was started last has written to its console.
