@@ -135,7 +135,7 @@ impl<T: TapQueue> Machine<T> {
     /// One whose driver accepts what there is of `features`.
     fn with(pairs: u8, taps: Vec<T>, features: u64) -> Self {
         let halt = Arc::<AtomicBool>::default();
-        let mut transport = Transport::new(Net::new(spec(pairs), taps, Arc::clone(&halt)).unwrap());
+        let transport = Transport::new(Net::new(spec(pairs), taps, Arc::clone(&halt)).unwrap());
         let driver = Driver::new();
         let queues = 2 * usize::from(pairs) + 1;
         let mut machine = Self { transport, driver, halt, buffers: vec![Vec::new(); queues] };
