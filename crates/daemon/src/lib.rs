@@ -10,6 +10,7 @@ mod db; // state that survives
 mod fleet; // every operation on VMs
 mod images; // what VMs begin from
 mod monitor; // talking to monitors
+pub mod network; // a namespace for each VM
 mod paths; // where everything lies
 mod ready; // waiting for descriptors
 mod routes; // the API, on one page

@@ -19,6 +19,7 @@ pub(crate) const DEPMOD: Tool = Tool { program: "depmod", package: "kmod" };
 pub(crate) const MKFS: Tool = Tool { program: "mkfs.ext4", package: "e2fsprogs" };
 pub(crate) const APT_GET: Tool = Tool { program: "apt-get", package: "apt" };
 pub(crate) const DPKG_DEB: Tool = Tool { program: "dpkg-deb", package: "dpkg" };
+pub(crate) const NFT: Tool = Tool { program: "nft", package: "nftables" };
 /// Ends a program with its starter; used when it is there.
 pub(crate) const SETPRIV: Tool = Tool { program: "setpriv", package: "util-linux" };
 

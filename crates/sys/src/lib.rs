@@ -1,4 +1,5 @@
-//! The host kernel: KVM, guest memory's mappings, kicks and `fork(2)`; and the one call that the agent in a guest needs.
+//! The host kernel: KVM, guest memory's mappings, kicks, `fork(2)` and network namespaces; and the one call that the agent in
+//! a guest needs.
 //!
 //! Its own crate because it is the only one that may say `unsafe`. Everything that leaves it is safe to call: a [`Vm`]
 //! keeps its memory, a [`Vcpu`] keeps its `Vm`, and no bare KVM descriptor gets out.
@@ -15,6 +16,7 @@ mod vcpu_state; // what of it a fork carries over
 mod kick; // stopping a vCPU from another thread
 mod process; // fork(2) and what a child may keep
 mod tap; // frames between a tap and guest memory
+mod namespace; // network namespaces and taps
 mod random; // the agent's: the kernel's random numbers
 mod userfault; // guest RAM that arrives lazily
 pub mod probe; // how fast this computer's KVM is
@@ -23,6 +25,9 @@ pub use error::SysError;
 pub use huge::{is_huge, minor_faults};
 pub use kick::Kicker;
 pub use memory::{HUGE_PAGE, guest_memory, present, unshare};
+pub use namespace::{
+    NetworkLack, attach_tap, current_network, enter_network, network_lack, network_of_tap, new_network, nft, tap_file,
+};
 pub use process::{disown_children, fork, give_way, is_one_file};
 pub use random::reseed;
 pub use tap::{MAX_PIECES, Offloads, Tap, testing as tap_testing};

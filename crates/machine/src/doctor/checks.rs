@@ -140,6 +140,40 @@ fn cgroups_in(root: &Path) -> Row {
     }
 }
 
+/// Whether VMs can have networks.
+pub(super) fn network() -> Row {
+    const WHAT: &str = "network";
+    match pando_sys::network_lack() {
+        None => Row::good(WHAT, "a namespace for each VM"),
+        Some(lack) => Row::bad(WHAT, "none", lack.to_string()),
+    }
+}
+
+/// Whether others' packet filters let VMs' packets through.
+pub(super) fn forwarding() -> Row {
+    match tools::NFT.output(["-j", "list", "chains"]) {
+        Ok(chains) => forwarding_by(&serde_json::from_slice(&chains).unwrap_or_default()),
+        Err(_) => Row::good("forwarding", "not looked at: it needs nft, and root"),
+    }
+}
+
+/// A packet gets through when no table drops it, so another's that drops all it does not know, as Docker's does, drops VMs'.
+fn forwarding_by(chains: &serde_json::Value) -> Row {
+    const WHAT: &str = "forwarding";
+    let drops = |chain: &&serde_json::Value| chain["hook"] == "forward" && chain["policy"] == "drop";
+    let all = chains["nftables"].as_array().into_iter().flatten().filter_map(|object| object.get("chain"));
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    match all.into_iter().find(drops) {
+        None => Row::good(WHAT, "not filtered"),
+        Some(chain) => Row::bad(
+            WHAT,
+            format!("dropped by {} {} {}", text(&chain["family"]), text(&chain["table"]), text(&chain["name"])),
+            "VMs reach nobody unless that lets them: iptables -I FORWARD -i pando+ -j ACCEPT; iptables -I FORWARD -o pando+ -m \
+             conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT (with Docker, DOCKER-USER in place of FORWARD)",
+        ),
+    }
+}
+
 pub(super) fn memory() -> Row {
     let available = read("/proc/meminfo")
         .lines()
@@ -210,6 +244,17 @@ mod tests {
         assert!(!cgroups_in(root.path()).ok);
         fs::write(root.path().join("cgroup.controllers"), "cpu").unwrap();
         assert!(cgroups_in(root.path()).ok);
+    }
+
+    #[test]
+    fn a_table_that_drops_what_it_does_not_know_is_named() {
+        let chain = |policy: &str| {
+            serde_json::json!({ "nftables": [{ "metainfo": {} }, { "chain": {
+                "family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward", "policy": policy,
+            } }] })
+        };
+        assert!(forwarding_by(&chain("accept")).ok && forwarding_by(&serde_json::Value::Null).ok);
+        assert_eq!(forwarding_by(&chain("drop")).found, "dropped by ip filter FORWARD");
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub fn examine(state_dir: &Path, cache_dir: &Path) -> Report {
         checks::userfaultfd(),
         checks::reflink(state_dir),
         checks::cgroups(),
+        checks::network(),
+        checks::forwarding(),
         checks::memory(),
         checks::disk(state_dir),
     ];
@@ -109,7 +111,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let report = examine(&folder.path().join("not/there"), &folder.path().join("nor/this"));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-        assert_eq!(report.rows.len(), 8);
+        assert_eq!(report.rows.len(), 10);
         for row in report.rows {
             assert_eq!(row.ok, row.advice.is_none(), "{row:?}");
         }

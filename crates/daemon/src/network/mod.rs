@@ -1,0 +1,261 @@
+//! Networks of VMs: a namespace for each, made before it is asked for.
+//!
+//! ```text
+//!   guest            the VM's namespace                                the host's namespace
+//!  ┌──────┐  queues ┌──────────────────────────────────┐  veth pair  ┌──────────────────────────────┐
+//!  │ eth0 ├────────►│ tap0 ─ only the guest's IPv4     ├────────────►│ pando0af10000 ─ not to the   ├──► the world
+//!  │ .2   │         │ .1     rules, NAT          up0   │ 10.241.0.0/31 │ host, not to VMs, NAT      │
+//!  └──────┘         └──────────────────────────────────┘             └──────────────────────────────┘
+//! ```
+//!
+//! A namespace has no name and nobody in it: **it lives as long as a descriptor of its tap**, which a VM's monitor holds, also
+//! when the daemon is gone. With the last one its links, addresses, routes and rules go, so nothing has to be cleaned up, and a
+//! daemon that begins has nothing to remember: which addresses are in use, the names of the host's links tell.
+//!
+//! What stays on the host is one table of nftables, which knows the daemon's links by their group. A daemon that ends takes it
+//! away if no VM needs it, and so does the next one ([`Networks::adopt`]) after one that was killed.
+//!
+//! Limits: IPv4 only; [`READY`] networks are made in advance, one at a time; [`FLOWS_PER_SECOND`] new flows for each VM; a name
+//! that is allowed or denied stands for the addresses that it has when the VM starts, and a VM that may ask for names can tell
+//! the outside something by asking.
+
+mod cidr; // addresses as text
+mod host; // the host's side
+mod make; // making one
+mod name_server; // who knows names
+mod netlink; // links, addresses, routes
+mod nft; // running nft
+mod policy; // what a VM may reach
+mod pool; // those that are ready
+mod rules; // what gets through
+
+pub use cidr::{Cidr, CidrError};
+pub use policy::{Destination, DestinationError, MAX_DESTINATIONS, Policy, RATES, Reach};
+pub use pool::READY;
+pub use rules::{FLOW_BURST, FLOWS_PER_SECOND};
+
+use host::Host;
+use pando_sys::{NetworkLack, SysError};
+use pando_wire::network::MAX_QUEUE_PAIRS;
+use pool::Pool;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// Where VMs have their addresses outside, unless told otherwise.
+pub const DEFAULT_RANGE: Cidr = Cidr::of(Ipv4Addr::new(10, 241, 0, 0), 16);
+/// What the names of this host's links begin with; behind it is the link's address in eight hexadecimal digits.
+const LINKS: &str = "pando";
+/// The guest's other end.
+const TAP: &str = "tap0";
+/// The namespace's way out.
+const UPLINK: &str = "up0";
+/// The gateway's hardware address: the same for all guests, so that a fork's child may keep what it knows of its neighbour.
+const GATEWAY_MAC: [u8; 6] = [0x02, b'P', b'A', b'N', b'D', b'G'];
+
+/// The networks of one daemon.
+pub struct Networks {
+    pool: Pool,
+    host: Host,
+}
+
+/// A network for one VM.
+#[derive(Debug)]
+pub struct Taken {
+    /// The tap's queues, non-blocking, closed at an exec. The network lives as long as one of them is open in any process.
+    pub queues: Vec<OwnedFd>,
+    /// The VM's address on this host. Nobody reaches the VM by it; it tells VMs apart in the host's logs.
+    pub outside: Ipv4Addr,
+}
+
+/// Why there is no network.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// This computer lacks something.
+    #[error(transparent)]
+    Lack(NetworkLack),
+    /// A tap has at least one pair of queues, and not more than it can.
+    #[error("a network has 1 to {MAX_QUEUE_PAIRS} pairs of queues, not {0}")]
+    Queues(u8),
+    /// A limit that is too low or too high.
+    #[error("a limit of {0} bytes per second is none: from {least} to {most}", least = RATES.start(), most = RATES.end())]
+    Rate(u64),
+    /// A contradiction.
+    #[error("what is isolated cannot be allowed anything")]
+    IsolatedButAllowed,
+    /// Too long a list.
+    #[error("{0} networks are allowed or denied, and {MAX_DESTINATIONS} can be")]
+    TooManyDestinations(usize),
+    /// A name that is allowed or denied has no address.
+    #[error("cannot find the address of {name}")]
+    Name {
+        /// Which.
+        name: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// All addresses are in use.
+    #[error("all {pairs} networks of {range} are in use")]
+    Full {
+        /// The range.
+        range: Cidr,
+        /// How many VMs it has addresses for.
+        pairs: u32,
+    },
+    /// The range is not free.
+    #[error("cannot give VMs addresses of {range}: {by} uses some of them")]
+    RangeTaken {
+        /// The range.
+        range: Cidr,
+        /// A link, or a route.
+        by: String,
+    },
+    /// The kernel did not do what it was asked.
+    #[error("cannot make a network")]
+    Kernel(#[source] SysError),
+    /// Links, addresses, routes.
+    #[error("cannot {wanted}")]
+    Rtnetlink {
+        /// What was wanted, as an infinitive.
+        wanted: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A setting of the kernel.
+    #[error("cannot set {name}")]
+    Setting {
+        /// Below `/proc/sys`.
+        name: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// `nft` could not be run.
+    #[error("cannot run nft")]
+    Nft {
+        /// The cause.
+        source: io::Error,
+    },
+    /// `nft` ran, and refused.
+    #[error("cannot set up packet filters: nft says {said}")]
+    Refused {
+        /// Its first line.
+        said: String,
+    },
+    /// No thread.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+    /// The daemon is ending.
+    #[error("no networks are made any more")]
+    Over,
+}
+
+impl NetworkError {
+    fn rtnetlink(wanted: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Rtnetlink { wanted, source }
+    }
+}
+
+impl Networks {
+    /// Those of the daemon `owner`, with addresses of `range`: two for each VM. Nothing is done yet.
+    pub fn new(owner: &str, range: Cidr) -> Self {
+        let host = Host::new(owner, range);
+        Self { pool: Pool::new(host.clone()), host }
+    }
+
+    /// As [`Networks::new`], where `server` answers VMs' questions for names, and not the first of this host's name servers; or
+    /// nobody does, and they are refused at once.
+    pub fn with_name_server(owner: &str, range: Cidr, server: Option<Ipv4Addr>) -> Self {
+        let host = Host { name_server: server, ..Host::new(owner, range) };
+        Self { pool: Pool::new(host.clone()), host }
+    }
+
+    /// Whether this computer can have networks at all.
+    ///
+    /// # Errors
+    ///
+    /// Says what is missing, and what to do about it.
+    pub fn support(&self) -> Result<(), NetworkLack> {
+        pando_sys::network_lack().map_or(Ok(()), Err)
+    }
+
+    /// What a daemon does when it begins: the host's table of an earlier one that was killed goes if no VM needs it. If one
+    /// does, networks go on to be made. Where there cannot be any, there is nothing to do. Blocks for some milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the host's links or rules cannot be read or changed.
+    pub fn adopt(&self) -> Result<(), NetworkError> {
+        if self.support().is_err() {
+            return Ok(());
+        }
+        let mut netlink = netlink::Netlink::open().map_err(NetworkError::rtnetlink("open a socket"))?;
+        self.host.retire(&mut netlink)?;
+        match self.host.links(&mut netlink)?.is_empty() {
+            true => Ok(()),
+            false => self.refill(),
+        }
+    }
+
+    /// Begins to make networks before one is asked for, and does not wait. The first changes the host: there is a table of
+    /// rules, and IPv4 forwarding is switched on.
+    ///
+    /// # Errors
+    ///
+    /// Fails where something is missing here, or this is over.
+    pub fn refill(&self) -> Result<(), NetworkError> {
+        self.support().map_err(NetworkError::Lack)?;
+        self.pool.wake()
+    }
+
+    /// How many are ready: up to [`READY`].
+    pub fn ready(&self) -> usize {
+        self.pool.ready()
+    }
+
+    /// A network with `pairs` pairs of queues, ready for a VM. Takes well under a millisecond while some are ready and the policy
+    /// is the default one, and some 10 ms otherwise.
+    ///
+    /// # Errors
+    ///
+    /// Fails where none can be made, or the policy cannot be applied.
+    pub async fn take(&self, pairs: u8, policy: &Policy) -> Result<Taken, NetworkError> {
+        if !(1..=MAX_QUEUE_PAIRS).contains(&pairs) {
+            return Err(NetworkError::Queues(pairs));
+        }
+        let policy = policy.resolve().await?;
+        let namespace = match self.pool.take().await {
+            // What is missing says more than what failed for it.
+            Err(error) => return Err(pando_sys::network_lack().map_or(error, NetworkError::Lack)),
+            Ok(namespace) => namespace,
+        };
+        let outside = namespace.outside;
+        if policy == policy::Resolved::default() {
+            return Ok(Taken { queues: namespace.into_queues(pairs)?, outside });
+        }
+        let host = self.host.clone();
+        let work = move || {
+            if let Some(tap) = namespace.tap() {
+                make::apply(tap, &host, &policy)?;
+            }
+            namespace.into_queues(pairs)
+        };
+        let queues = tokio::task::spawn_blocking(work).await.unwrap_or(Err(NetworkError::Over))?;
+        Ok(Taken { queues, outside })
+    }
+
+    /// How many packets of a VM were refused, by the name of the reason; by any queue of its tap. Blocks for some milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the rules of its namespace cannot be read.
+    pub fn refused(queue: BorrowedFd<'_>) -> Result<BTreeMap<String, u64>, NetworkError> {
+        make::counters(queue)
+    }
+
+    /// The end: what is ready goes, and the host's table with it if no VM needs it. VMs keep theirs. Blocks for some tenths of a
+    /// second.
+    pub fn close(&self) {
+        self.pool.close();
+    }
+}
