@@ -226,7 +226,7 @@ fn spawn(binary: &Path, folder: &Path, state: &Path) -> Child {
     let log = File::options().append(true).create(true).open(folder.join("daemon.log")).expect("the daemon's log");
     let mut command = Command::new(binary);
     command
-        .args(["daemon", "--socket", &socket(folder)])
+        .args(["daemon", "--socket", &socket(folder), "--previews", "127.0.0.1:0"])
         .env("PANDO_STATE_DIR", state)
         .env("PANDO_RUNTIME_DIR", folder.join("run"))
         .env("PANDO_CACHE_DIR", prepared(setting::CACHE))

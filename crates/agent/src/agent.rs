@@ -1,6 +1,6 @@
 //! What all connections share.
 
-use crate::{heartbeat::Heartbeat, launch::Helper, reaper::Reaper};
+use crate::{forward::Forwards, heartbeat::Heartbeat, launch::Helper, reaper::Reaper};
 use pando_wire::agent::Identity;
 use std::{
     path::PathBuf,
@@ -30,7 +30,10 @@ pub struct Agent {
     pub(crate) seeded: AtomicBool,
     /// What the next program is made from.
     pub(crate) waiting: Mutex<Option<Helper>>,
+    /// Connections that wait for the agent to hear what they want, and those that have a thread of it until their end.
+    pub(crate) arriving: AtomicUsize,
     pub(crate) connections: AtomicUsize,
+    pub(crate) forwards: Forwards,
 }
 
 /// What a child of a fork saw to before its programs went on.
@@ -56,7 +59,9 @@ impl Agent {
             barrier: Mutex::default(),
             seeded: AtomicBool::new(false),
             waiting: Mutex::default(),
+            arriving: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
+            forwards: Forwards::default(),
         }
     }
 

@@ -19,6 +19,8 @@ pub mod reaper; // who waits for whom in PID 1
 mod session; // Exec: a program and the host's end of its streams
 mod users; // /etc/passwd and /etc/group
 
+mod forward; // Connect: the host's connections to what listens here
+
 mod files; // Put, Get and Stat
 pub mod heartbeat; // how long programs stood still
 mod identity; // who this VM is, and the fork hooks

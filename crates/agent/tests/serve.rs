@@ -530,15 +530,29 @@ fn a_helper_that_was_ended_while_it_waited_is_replaced() {
 #[test]
 fn the_connection_over_the_limit_is_told_so_and_a_freed_place_is_taken_again() {
     let agent = agent();
-    let held: Vec<_> = (0..server::MAX_CONNECTIONS)
-        .map(|_| {
-            let (host, guest) = UnixStream::pair().unwrap();
-            server::admit(&agent, guest.into());
-            host
-        })
-        .collect();
-    let (host, guest) = UnixStream::pair().unwrap();
-    server::admit(&agent, guest.into());
+    let into = tempfile::tempdir().unwrap();
+    // Each waits for an archive.
+    let put = || Request::Put { path: into.path().display().to_string() };
+    let held: Vec<_> = (0..server::MAX_CONNECTIONS).map(|_| Host::ask(&agent, put())).collect();
+    let is_refused = || match Host::ask(&agent, Request::Ping).next() {
+        Some(Reply::Failed(failure)) => failure.message == "the agent serves 256 connections already",
+        other => matches!(other, Some(Reply::Pong { .. })).then_some(false).unwrap(),
+    };
+    wait_until("all places are taken", is_refused);
+    drop(held);
+    wait_until("a free place", || matches!(Host::ask(&agent, Request::Ping).next(), Some(Reply::Pong { .. })));
+}
+
+#[test]
+fn more_who_say_nothing_than_can_want_something_are_told_so() {
+    let agent = agent();
+    let silent = || {
+        let (host, guest) = UnixStream::pair().unwrap();
+        server::admit(&agent, guest.into());
+        host
+    };
+    let held: Vec<_> = (0..server::MAX_ARRIVING).map(|_| silent()).collect();
+    let host = silent();
     host.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let refused: Option<Reply> = frame::read(&mut &host).unwrap();
     assert!(matches!(refused, Some(Reply::Failed(_))), "{refused:?}");

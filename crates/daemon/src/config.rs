@@ -2,7 +2,7 @@
 
 use rustix::process::geteuid;
 use std::env;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,6 +19,10 @@ pub struct Config {
     pub socket: PathBuf,
     /// A TCP address to listen on as well, and the bearer token that lets a client in. Never without a token.
     pub tcp: Option<(SocketAddr, String)>,
+    /// Where to serve what listens in VMs; not at all when absent.
+    pub previews: Option<SocketAddr>,
+    /// What the names end in under which that is served: `<port>-<vm>.<domain>`.
+    pub preview_domain: String,
     /// The program that is run as `<monitor> vmm --name <name>` for every VM.
     pub monitor: PathBuf,
     /// How long a checkpoint's seed that nobody uses stays in memory once it is stored.
@@ -56,6 +60,8 @@ impl Config {
             runtime_dir,
             cache_dir: variable("PANDO_CACHE_DIR").unwrap_or(cache),
             tcp: None,
+            previews: Some((Ipv4Addr::LOCALHOST, 7080).into()),
+            preview_domain: "localhost".into(),
             // Where the kernel cannot name the program by its path, it still opens it by this one.
             monitor: env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into()),
             keep_seeds: Duration::from_mins(10),

@@ -12,6 +12,7 @@ mod images; // what VMs begin from
 mod monitor; // talking to monitors
 pub mod network; // a namespace for each VM
 mod paths; // where everything lies
+mod previews; // what listens in VMs, for browsers
 mod ready; // waiting for descriptors
 mod routes; // the API, on one page
 mod serve; // starting and ending a daemon

@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::db::{Db, DbError};
 use crate::fleet::Fleet;
 use crate::paths::Paths;
+use crate::previews::{self, Previews};
 use crate::routes;
 use crate::settings::Settings;
 use axum::Router;
@@ -20,6 +21,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -65,6 +67,9 @@ pub enum ServeError {
         /// The cause.
         source: io::Error,
     },
+    /// No browser takes it for a domain.
+    #[error("{0}")]
+    Domain(String),
     /// A TCP port without a token would let everybody in.
     #[error("cannot listen on {address}: the token is empty")]
     NoToken {
@@ -108,6 +113,7 @@ pub async fn serve_until(
     config: Config,
     told_to_end: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
+    previews::check_domain(&config.preview_domain).map_err(ServeError::Domain)?;
     let paths = Paths::create(&config).map_err(|(path, source)| ServeError::Path { path, source })?;
     // Held until the end.
     let _state = lock(paths.lock(), &config.state_dir, &config.socket).await?;
@@ -127,7 +133,8 @@ pub async fn serve_until(
     fleet.adopt().await.map_err(|error| ServeError::Adopt(error.into()))?;
 
     tracing::info!(socket = %config.socket.display(), pid = std::process::id(), "listening");
-    let (router, _document) = routes::routes(fleet.clone());
+    let (preview_listener, front) = previews::listen(config.previews, &config.preview_domain).await;
+    let (router, _document) = routes::routes(fleet.clone(), Arc::new(front));
     let tcp = tcp.map(|(listener, token)| (listener, behind(token, router.clone())));
     let over = || {
         let mut ending = ending.clone();
@@ -145,7 +152,17 @@ pub async fn serve_until(
             None => Ok(()),
         }
     };
-    let servers = async { tokio::join!(unix_server.into_future(), tcp_server, fleet.watch_idle()) };
+    let preview_server = async {
+        match preview_listener {
+            Some(listener) => {
+                let previews = Previews::new(fleet.clone(), &config.preview_domain);
+                previews::serve(listener, previews, ending.clone()).await;
+            }
+            None => over().await,
+        }
+    };
+    let idle = fleet.clone().watch_idle();
+    let servers = async { tokio::join!(unix_server.into_future(), tcp_server, preview_server, idle) };
     tokio::pin!(servers);
     tokio::select! {
         _ = &mut servers => (), // None ends before it is told to.

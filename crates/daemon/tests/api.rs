@@ -16,11 +16,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Every route, for a reader of this file and against the document.
-const ROUTES: [&str; 38] = [
+const ROUTES: [&str; 41] = [
     "DELETE /checkpoints/{name}",
     "DELETE /images/{digest}",
     "DELETE /settings/{name}",
     "DELETE /vms/{name}",
+    "DELETE /vms/{name}/ports/{port}",
     "GET /checkpoints",
     "GET /checkpoints/{name}",
     "GET /checkpoints/{name}/export",
@@ -35,6 +36,7 @@ const ROUTES: [&str; 38] = [
     "GET /vms/{name}",
     "GET /vms/{name}/agent",
     "GET /vms/{name}/logs",
+    "GET /vms/{name}/ports",
     "POST /checkpoints",
     "POST /checkpoints/{name}/push",
     "POST /checkpoints/{name}/run",
@@ -55,6 +57,7 @@ const ROUTES: [&str; 38] = [
     "POST /vms/{name}/stop",
     "POST /vms/{name}/wake",
     "PUT /settings/{name}",
+    "PUT /vms/{name}/ports/{port}",
 ];
 
 #[tokio::test]
@@ -74,7 +77,7 @@ async fn every_route_of_the_document_is_served_and_no_other() {
     assert_eq!(documented, ROUTES.map(str::to_owned).into());
     for route in ROUTES {
         let (method, path) = route.split_once(' ').unwrap();
-        let path = path.replace("{name}", "gone").replace("{digest}", "gone");
+        let path = path.replace("{name}", "gone").replace("{digest}", "gone").replace("{port}", "80");
         let (status, body) = daemon.call(method.parse().unwrap(), &path, Value::Null).await;
         assert!(status != 405 && body["error"] != "there is no such route", "{route}: {status} {body}");
     }

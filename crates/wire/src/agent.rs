@@ -76,7 +76,23 @@ pub enum Request {
         /// Nanoseconds since 1970.
         unix_ns: u64,
     },
+    /// Connect to what listens on a TCP port of the guest, at 127.0.0.1 or else at ::1. → `Done`, and from there on the
+    /// connection is that one's: bytes and no frames, and either side may end its half. Or `Failed`, of the kind
+    /// `NotFound` when nobody listens.
+    ///
+    /// Both sides end their halves, or the connection broke: an end without a half before it is a reset of the guest's
+    /// program. An agent that is older than this request cannot read it and says so.
+    Connect {
+        /// Which.
+        port: u16,
+    },
 }
+
+/// What an agent cannot do with a request of a newer build, as [`Reply::Failed`] says it: "cannot read the request: …".
+pub const UNREADABLE: &str = "read the request";
+
+/// How many connections of [`Request::Connect`] there can be at once. They take no place of other requests.
+pub const MAX_FORWARDS: usize = 1024;
 
 /// How long user programs stand still after [`Request::ForkBarrier`] before the agent says that it cannot hold them any
 /// longer. Of this limit and the two below, time during which the guest itself was away counts next to nothing.

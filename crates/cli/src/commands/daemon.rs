@@ -31,6 +31,12 @@ pub(crate) struct Args {
     /// A file that holds the token, which only its owner should be able to read.
     #[arg(long, value_name = "FILE", requires = "tcp")]
     token_file: Option<PathBuf>,
+    /// Serve what listens in VMs to browsers here, or nowhere: none. Whoever reaches it sees public ports.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7080", value_parser = previews)]
+    previews: Previews,
+    /// The domain of those: a VM's port is seen at PORT-VM.DOMAIN.
+    #[arg(long, value_name = "DOMAIN", default_value = "localhost")]
+    preview_domain: String,
     /// Listen on this Unix socket instead of the usual one.
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -42,12 +48,27 @@ pub(crate) struct Args {
     detached: bool,
 }
 
+/// Where previews are served, if they are.
+#[derive(Debug, Clone, Copy)]
+struct Previews(Option<SocketAddr>);
+
+fn previews(value: &str) -> Result<Previews, String> {
+    if value == "none" {
+        return Ok(Previews(None));
+    }
+    let address =
+        value.parse().map_err(|_| "it is none, or an address and a port such as 127.0.0.1:7080".to_owned())?;
+    Ok(Previews(Some(address)))
+}
+
 pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     if args.detached {
         rustix::process::setsid().map_err(|error| Failure::from(error).under("cannot begin a session"))?;
     }
     let mut config = Config::default_paths();
     config.keep_seeds = args.keep_seeds;
+    config.previews = args.previews.0;
+    config.preview_domain = args.preview_domain;
     if let Some(socket) = args.socket {
         config.socket = socket;
     }

@@ -10,6 +10,7 @@ mod inspect;
 mod logs;
 mod ls;
 mod pause;
+mod port;
 mod resume;
 mod rm;
 mod run;
@@ -55,6 +56,7 @@ pub(crate) enum Command {
     Exec(exec::Args),
     Logs(logs::Args),
     Cp(cp::Args),
+    Port(port::Args),
     Pause(pause::Args),
     Resume(resume::Args),
     Hibernate(hibernate::Args),
@@ -89,6 +91,7 @@ impl Command {
             Self::Exec(args) => wait_for(exec::run(args)),
             Self::Logs(args) => wait_for(logs::run(args)),
             Self::Cp(args) => wait_for(cp::run(args)),
+            Self::Port(args) => wait_for(port::run(args, context)),
             Self::Pause(args) => wait_for(pause::run(args, context)),
             Self::Resume(args) => wait_for(resume::run(args, context)),
             Self::Hibernate(args) => wait_for(hibernate::run(args, context)),

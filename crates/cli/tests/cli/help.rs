@@ -4,7 +4,7 @@ use crate::pando::{command, wait};
 use std::fs;
 use std::path::Path;
 
-const COMMANDS: [&str; 42] = [
+const COMMANDS: [&str; 43] = [
     "",
     "run",
     "fork",
@@ -25,6 +25,7 @@ const COMMANDS: [&str; 42] = [
     "exec",
     "logs",
     "cp",
+    "port",
     "pause",
     "resume",
     "hibernate",

@@ -109,3 +109,39 @@ fn images_are_listed_and_removed() {
     assert_eq!(run(&daemon, &["images", "--rm", "abc"]), is(0, "abc\n", ""));
     assert_eq!(daemon.asked_for(), ["GET /images", "DELETE /images/abc"]);
 }
+
+#[test]
+fn a_port_is_opened_printed_listed_and_closed() {
+    let url = "http://3000-web.localhost:7080/?pando-token=t";
+    let port = format!(r#"{{"vm":"web","port":3000,"public":false,"url":"{url}","token":"t","problem":null}}"#);
+    let (one, all) = (port.clone(), format!("[{port}]"));
+    let daemon = Daemon::new(move |what, _| match what {
+        "GET /vms/web/ports" => (200, all.clone()),
+        _ => (200, one.clone()),
+    });
+    assert_eq!(run(&daemon, &["port", "web", "3000"]), is(0, &format!("{url}\n"), ""));
+    assert_eq!(run(&daemon, &["port", "web", "3000", "--json"]), is(0, &format!("{port}\n"), ""));
+    run(&daemon, &["port", "web", "3000", "--public"]);
+    run(&daemon, &["port", "web", "3000", "--private"]);
+    let table = format!("PORT  ACCESS   URL\n3000  private  {url}\n");
+    assert_eq!(run(&daemon, &["port", "web"]), is(0, &table, ""));
+    assert_eq!(run(&daemon, &["port", "web", "3000", "--close"]), is(0, "", ""));
+    let asked = daemon.asked();
+    let bodies: Vec<_> = asked.iter().map(|asked| std::str::from_utf8(&asked.body).unwrap()).collect();
+    let unsaid = r#"{"public":null}"#;
+    assert_eq!(bodies, [unsaid, unsaid, r#"{"public":true}"#, r#"{"public":false}"#, "", ""]);
+    assert_eq!(asked[5].what, "DELETE /vms/web/ports/3000");
+    for wrong in
+        [&["port", "web", "0"][..], &["port", "web", "--public"], &["port", "web", "80", "--public", "--close"]]
+    {
+        assert_eq!(run(&daemon, wrong).code, 2, "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_port_without_a_url_is_an_error_that_says_why() {
+    let port =
+        r#"{"vm":"web","port":80,"public":true,"url":null,"token":null,"problem":"the daemon serves no previews"}"#;
+    let outcome = run(&Daemon::saying(200, port), &["port", "web", "80"]);
+    assert_eq!(outcome, is(1, "", "error: the daemon serves no previews\n"));
+}

@@ -5,13 +5,14 @@ use sqlx::SqlitePool;
 
 /// What each version has that the one before had not, oldest first. Each ends by saying which version it is. One that a
 /// daemon may have run is never changed.
-const STEPS: [&str; 6] = [
+const STEPS: [&str; 7] = [
     include_str!("schema/1-vms.sql"),
     include_str!("schema/2-checkpoints.sql"),
     include_str!("schema/3-sleep.sql"),
     include_str!("schema/4-settings.sql"),
     include_str!("schema/5-woken.sql"),
     include_str!("schema/6-hashed.sql"),
+    include_str!("schema/7-ports.sql"),
 ];
 
 /// The schema that this build writes and reads.
@@ -78,6 +79,7 @@ mod tests {
         assert_eq!(db.checkpoints().await.unwrap(), []);
         assert_eq!(db.settings().await.unwrap(), []);
         assert_eq!(vms[1].idle_timeout_ms, None);
+        assert_eq!(db.port("child", 80).await.unwrap(), Some(("c".to_owned(), None)));
         assert_eq!(version(&db.read).await.unwrap(), SCHEMA);
     }
 

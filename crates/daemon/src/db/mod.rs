@@ -8,6 +8,7 @@ mod events; // what happened
 mod images; // what VMs begin from
 mod layers; // which layers are needed
 mod migrate; // from an older schema to this build's
+mod ports; // which ports can be seen, and by whom
 mod record; // a VM, as its row says
 mod settings; // what was set
 mod sleep; // VMs that fall asleep
@@ -15,6 +16,7 @@ mod vms; // creating, changing and removing VMs
 
 pub(crate) use checkpoints::{Checkpoint, Outcome, Sizes};
 pub(crate) use events::Kind;
+pub(crate) use ports::OpenPort;
 pub(crate) use record::{Record, state_name};
 pub(crate) use vms::{Change, Insert};
 

@@ -162,6 +162,28 @@ pub(crate) enum FleetError {
         /// The cause.
         source: AgentError,
     },
+    /// No program in the VM listens on the port.
+    #[error("nobody listens on port {port} of {name}")]
+    NobodyListens {
+        /// Which VM.
+        name: String,
+        /// Which port.
+        port: u16,
+    },
+    /// The VM's agent is older than connections to ports.
+    #[error("the agent in {name} is of an older build, which connects to no ports: stop the VM and start it again")]
+    OldAgent {
+        /// Which VM.
+        name: String,
+    },
+    /// Nobody can see the port.
+    #[error("port {port} of {name} is not open")]
+    NoSuchPort {
+        /// Which VM.
+        name: String,
+        /// Which port.
+        port: u16,
+    },
     /// A program in a VM took too long and was killed.
     #[error("{program} in {name} did not end within {} ms", limit.as_millis())]
     ExecLate {

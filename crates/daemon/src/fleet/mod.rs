@@ -7,6 +7,7 @@ mod adopt; // finding the VMs of an earlier daemon
 mod birth; // children before they are born
 mod boot; // from nothing, or from a stopped VM's disk, to an agent that answers
 mod checkpoint; // a VM as it was at one instant, for others to begin from
+mod connect; // to what listens in a VM
 mod error; // what can be wrong
 mod exec; // running a program in a VM
 mod files; // the files that a monitor is handed
@@ -20,6 +21,7 @@ mod learn; // what children of a VM write first
 mod life; // pause, resume, stop, kill, remove
 mod logs; // what a VM wrote to its console
 mod names; // possible names, made-up names
+mod ports; // which of them can be seen from outside
 mod progress; // how far long work is
 mod presence; // who is in a VM, and the door that is closed while it falls asleep
 mod room; // whether the host has memory
@@ -29,6 +31,7 @@ mod twin; // a twin becomes itself
 
 pub use checkpoint::bucket_spec;
 pub(crate) use error::{FleetError, cannot};
+pub(crate) use names::is_name;
 pub(crate) use presence::Visit;
 
 use crate::agent::Agent;

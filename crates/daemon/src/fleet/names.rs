@@ -6,11 +6,16 @@ use uuid::Uuid;
 /// The longest name.
 const MAX_LEN: usize = 63;
 
-/// Checks a name that somebody chose.
-pub(crate) fn check(name: &str) -> Result<(), FleetError> {
+/// Whether a VM could be called so, or it is an id.
+pub(crate) fn is_name(name: &str) -> bool {
     let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
     let begins_well = name.bytes().next().is_some_and(|byte| is_inner(byte) && byte.is_ascii_alphanumeric());
-    if !begins_well || name.len() > MAX_LEN || !name.bytes().all(is_inner) {
+    begins_well && name.len() <= MAX_LEN && name.bytes().all(is_inner)
+}
+
+/// Checks a name that somebody chose.
+pub(crate) fn check(name: &str) -> Result<(), FleetError> {
+    if !is_name(name) {
         return Err(FleetError::Invalid(format!(
             "{name:?} cannot be a name: 1 to {MAX_LEN} of a-z, 0-9, - and . can, beginning with a letter or digit"
         )));

@@ -57,6 +57,7 @@ impl From<FleetError> for Failure {
             | FleetError::NoSuchCheckpoint(_)
             | FleetError::NoSuchImage(_)
             | FleetError::NoSuchKernel(_)
+            | FleetError::NoSuchPort { .. }
             | FleetError::Setting(SettingError::Unknown(_)) => StatusCode::NOT_FOUND,
             FleetError::NameTaken(_)
             | FleetError::CheckpointTaken(_)
@@ -75,6 +76,7 @@ impl From<FleetError> for Failure {
             FleetError::NoKvm { .. } | FleetError::NoRoom { .. } | FleetError::Agent { .. } => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
+            FleetError::NobodyListens { .. } | FleetError::OldAgent { .. } => StatusCode::BAD_GATEWAY,
             FleetError::Bucket { source, .. } => of_bucket(source),
             FleetError::ExecLate { .. } => StatusCode::GATEWAY_TIMEOUT,
             FleetError::Boot { .. }

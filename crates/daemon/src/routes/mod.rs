@@ -9,14 +9,17 @@ mod error; // what goes wrong
 mod events; // what happened, as a stream
 mod images; // what VMs begin from
 mod meta; // about the daemon
+mod ports; // ports of VMs that can be seen
 mod settings; // how the daemon is set
 mod vms; // VMs
 
 use crate::fleet::Fleet;
-use axum::Router;
+use crate::previews::Front;
 use axum::response::IntoResponse;
+use axum::{Extension, Router};
 use error::Failure;
 use std::future::Future;
+use std::sync::Arc;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -54,6 +57,8 @@ fn of_fleet() -> OpenApiRouter<Fleet> {
         .routes(routes!(vms::exec))
         .routes(routes!(vms::logs))
         .routes(routes!(agent::connect))
+        .routes(routes!(ports::list))
+        .routes(routes!(ports::open, ports::close))
         .routes(routes!(checkpoints::list, checkpoints::import))
         .routes(routes!(checkpoints::create))
         .routes(routes!(checkpoints::get, checkpoints::remove))
@@ -73,11 +78,12 @@ fn of_fleet() -> OpenApiRouter<Fleet> {
 }
 
 /// The routes, ready to be served, and the document that describes them.
-pub(crate) fn routes(fleet: Fleet) -> (Router, utoipa::openapi::OpenApi) {
+pub(crate) fn routes(fleet: Fleet, previews: Arc<Front>) -> (Router, utoipa::openapi::OpenApi) {
     let (router, document) = all().split_for_parts();
     let router = router
         .fallback(async || Failure::no_route())
         .method_not_allowed_fallback(async || Failure::no_method())
+        .layer(Extension(previews))
         .with_state(fleet);
     (router, document)
 }

@@ -4,7 +4,9 @@ use crate::Monitor;
 use pando_wire::agent::{Exec, Exit, Failure, FailureKind, Input, PORT, Reply, Request, VERSION};
 use pando_wire::control::{Ending, Phase};
 use pando_wire::frame;
+use rustix::net::SendFlags;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,8 +30,12 @@ fn answer(monitor: &Monitor, mut stream: UnixStream) -> Option<()> {
     while monitor.state.lock().unwrap().phase == Phase::Paused {
         std::thread::sleep(Duration::from_millis(5));
     }
+    let request = frame::read(&mut input).ok()??;
+    if let Request::Connect { port } = request {
+        return connect(monitor, port, input, &mut stream);
+    }
     let mut say = |reply| frame::write(&mut stream, &reply).ok();
-    match frame::read(&mut input).ok()?? {
+    match request {
         Request::Ping => say(Reply::Pong { version: VERSION, generation: 0 }),
         Request::Adopt { identity, seed } => {
             assert_ne!(seed, [0; 32]);
@@ -70,6 +76,34 @@ fn answer(monitor: &Monitor, mut stream: UnixStream) -> Option<()> {
         Request::Exec(exec) => run(monitor, &exec, &mut input, &mut say),
         _ => say(Reply::Done),
     }
+}
+
+/// To what listens on `port` of this computer.
+fn connect(monitor: &Monitor, port: u16, mut input: BufReader<UnixStream>, stream: &mut UnixStream) -> Option<()> {
+    if monitor.name == "old" {
+        let unread = failed(FailureKind::Other, "cannot read the request: Found a bool that wasn't 0 or 1");
+        return frame::write(stream, &unread).ok();
+    }
+    let Ok(mut program) = TcpStream::connect(("127.0.0.1", port)) else {
+        return frame::write(stream, &failed(FailureKind::NotFound, &format!("nobody listens on port {port}"))).ok();
+    };
+    frame::write(stream, &Reply::Done).ok()?;
+    let (mut from_program, mut to_host) = (program.try_clone().ok()?, stream.try_clone().ok()?);
+    let back = std::thread::spawn(move || {
+        match std::io::copy(&mut from_program, &mut to_host) {
+            Ok(_) => drop(to_host.shutdown(Shutdown::Write)),
+            Err(_) => drop(to_host.shutdown(Shutdown::Both)), // It broke.
+        }
+    });
+    let _ = std::io::copy(&mut input, &mut program);
+    let _ = program.shutdown(Shutdown::Write);
+    // A host that is gone altogether is the end of both.
+    while !back.is_finished() && rustix::net::send(&*stream, &[], SendFlags::NOSIGNAL).is_ok() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = program.shutdown(Shutdown::Both);
+    let _ = back.join();
+    Some(())
 }
 
 fn run(monitor: &Monitor, exec: &Exec, input: &mut impl Read, say: &mut impl FnMut(Reply) -> Option<()>) -> Option<()> {

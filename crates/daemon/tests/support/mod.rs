@@ -220,6 +220,8 @@ pub(crate) fn config(dir: &Path) -> Config {
         cache_dir: dir.join("cache"),
         socket: dir.join("run/pando.sock"),
         tcp: None,
+        previews: None,
+        preview_domain: "localhost".into(),
         monitor,
         keep_seeds: Duration::from_mins(10),
         kvm: "/dev/null".into(),

@@ -35,8 +35,9 @@ pub use device::Vsock;
 pub(crate) use packet::fuzz_header;
 pub use state::{VsockRestoreError, VsockState};
 
-/// The most connections at once, those included that are being made or ended.
-pub const MAX_CONNECTIONS: usize = 1023;
+/// The most connections at once, those included that are being made or ended: the 1024 that the agent forwards, its 256
+/// requests, and room for those that come and go.
+pub const MAX_CONNECTIONS: usize = 1535;
 
 /// How much of what a guest sent may wait for one client to read it, in bytes.
 pub const BUFFER_BYTES: u32 = 256 << 10;

@@ -1,0 +1,48 @@
+//! A connection to what listens in a VM, over its agent: no network is needed for it.
+
+use super::Fleet;
+use super::error::FleetError;
+use super::presence::Visit;
+use crate::agent::{Agent, AgentError};
+use pando_wire::agent::{FailureKind, Request, UNREADABLE};
+use std::time::Duration;
+use tokio::net::UnixStream;
+
+/// How long the agent of a VM that runs may take to connect.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+impl Fleet {
+    /// A connection to what listens on `port` in the VM of this name or id, which is woken if it sleeps: bytes both ways,
+    /// and halves that end by themselves. With the VM's id, and that somebody is in it; it may fall asleep all the same
+    /// if somebody wants that, and then the connection breaks.
+    ///
+    /// One that breaks ends both halves at once: see [`Request::Connect`].
+    pub(crate) async fn connect(&self, name: &str, port: u16) -> Result<(UnixStream, String, Visit), FleetError> {
+        let (record, mut visit) = self.enter(name, "connect to").await?;
+        let socket = self.0.paths.vsock_socket(&record.id);
+        let connected = Agent::order(&socket, &Request::Connect { port }, CONNECT_LIMIT).await;
+        visit.is_heard();
+        match connected {
+            Ok(agent) => Ok((agent.into_stream(), record.id, visit)),
+            Err(source) => Err(not_connected(record.name, port, source)),
+        }
+    }
+
+    /// Notes that the VM of this id is used just now, by who is not in it.
+    pub(crate) fn note_use(&self, id: &str) {
+        self.0.presence.note(id);
+    }
+}
+
+fn not_connected(name: String, port: u16, source: AgentError) -> FleetError {
+    match source {
+        AgentError::Failed(failure) if failure.kind == FailureKind::NotFound => {
+            FleetError::NobodyListens { name, port }
+        }
+        AgentError::Failed(failure) if failure.message.starts_with(&format!("cannot {UNREADABLE}")) => {
+            FleetError::OldAgent { name }
+        }
+        AgentError::Failed(_) => FleetError::Guest { name, source },
+        _ => FleetError::Agent { name, source },
+    }
+}
