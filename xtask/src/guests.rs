@@ -26,8 +26,8 @@ const PLANTED: [(Fault, &[&str]); 2] = [(LATE_DISK, &["oracle", TOYS]), (EARLY_R
 /// Two emulated hosts at once, one for each core that computers have at least: what runs in each, in this order. What is
 /// in neither, toy guests and new files, runs first in the first one.
 const LANES: [(&str, &[&str]); 2] = [
-    ("a", &["boot", "fork", "memory", "crash", "readme", DEMO]),
-    ("b", &[TOYS, "oracle", "cli", "disk", "checkpoint", "idle", "previews"]),
+    ("a", &["boot", "fork", "memory", "crash", "network", "readme", DEMO]),
+    ("b", &[TOYS, "oracle", "cli", "disk", "checkpoint", "ssh", "idle", "previews"]),
 ];
 /// RAM of an emulated host: a guest of 4 GiB forks in it.
 const MEMORY_MIB: &str = "8192";

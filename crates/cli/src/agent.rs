@@ -77,6 +77,11 @@ impl Agent {
         }
         Ok(Self { sender, receiver })
     }
+
+    /// The connection itself, where what follows are no frames.
+    pub(crate) fn into_stream(self) -> TokioIo<Upgraded> {
+        self.receiver.stream.unsplit(self.sender.stream)
+    }
 }
 
 impl Sender {

@@ -14,6 +14,7 @@ mod port;
 mod resume;
 mod rm;
 mod run;
+mod ssh;
 mod start;
 mod stop;
 mod tree;
@@ -54,6 +55,7 @@ pub(crate) enum Command {
     Tree(tree::Args),
     Inspect(inspect::Args),
     Exec(exec::Args),
+    Ssh(ssh::Args),
     Logs(logs::Args),
     Cp(cp::Args),
     Port(port::Args),
@@ -89,6 +91,7 @@ impl Command {
             Self::Tree(args) => wait_for(tree::run(args, context)),
             Self::Inspect(args) => wait_for(inspect::run(args, context)),
             Self::Exec(args) => wait_for(exec::run(args)),
+            Self::Ssh(args) => wait_for(ssh::run(args)),
             Self::Logs(args) => wait_for(logs::run(args)),
             Self::Cp(args) => wait_for(cp::run(args)),
             Self::Port(args) => wait_for(port::run(args, context)),
@@ -113,6 +116,7 @@ impl Command {
     fn prints_something_else(&self) -> Option<&'static str> {
         match self {
             Self::Exec(_) => Some("what its program prints"),
+            Self::Ssh(_) => Some("what its program prints"),
             Self::Logs(_) => Some("what its VM wrote"),
             Self::Cp(_) => Some("nothing, or an archive"),
             Self::Completions(_) => Some("a script"),

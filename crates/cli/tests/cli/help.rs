@@ -4,7 +4,7 @@ use crate::pando::{command, wait};
 use std::fs;
 use std::path::Path;
 
-const COMMANDS: [&str; 43] = [
+const COMMANDS: [&str; 44] = [
     "",
     "run",
     "fork",
@@ -23,6 +23,7 @@ const COMMANDS: [&str; 43] = [
     "tree",
     "inspect",
     "exec",
+    "ssh",
     "logs",
     "cp",
     "port",
