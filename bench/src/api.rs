@@ -1,6 +1,6 @@
 //! A daemon of a benchmark's own, and its API without a program in between whose start would be measured as well.
 
-use pando_wire::api::{ExecReport, ExecRequest, RunRequest, Vm};
+use pando_wire::api::{ExecReport, ExecRequest, Network, RunRequest, Vm};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -149,6 +149,7 @@ impl Daemon {
             user: None,
             kernel: None,
             idle_timeout_ms: None,
+            network: Network::default(),
         };
         self.call("POST", "/vms", &request)
     }

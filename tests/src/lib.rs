@@ -7,6 +7,7 @@ mod daemon; // a daemon of the test's own, and what is left of it
 mod guard; // ends what a test started, however the test ends
 pub mod rootfs; // what guests of tests begin from
 mod run; // a program with a time limit
+pub mod world; // what guests with a network reach
 mod vm; // a VM of the test's own
 
 pub use daemon::TestDaemon;

@@ -76,11 +76,11 @@ fn a_connection_of_the_parent_goes_on_and_the_childs_server_notices_that_its_cli
     let daemon = TestDaemon::start();
     let web = daemon.boot("web");
     // A server that says when its client is gone.
-    let listen = format!("nc -l -p {PORT} -s 127.0.0.1 < /tmp/silence > /tmp/heard; echo over > /tmp/over");
+    let listen = format!("nc -l -p {PORT} < /tmp/silence > /tmp/heard; echo over > /tmp/over");
     web.write("/tmp/serve", &format!("mkfifo /tmp/silence; sleep 100000 > /tmp/silence & {listen}"));
     web.start("sh /tmp/serve");
     let (port, at) = open(&daemon, "web");
-    wait_for("it listens", LIMIT, || web.sh("cat /proc/net/tcp").contains(":0BB8 00000000:0000 0A"));
+    wait_for("it listens", LIMIT, || web.sh("netstat -ltn").contains(&format!(":{PORT} ")));
     let mut stream = TcpStream::connect(("127.0.0.1", at)).unwrap();
     let token = port.token.unwrap();
     let request = format!(

@@ -1,5 +1,6 @@
 //! What a daemon is told when it starts.
 
+use crate::network::{Cidr, DEFAULT_RANGE};
 use rustix::process::geteuid;
 use std::env;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -27,6 +28,8 @@ pub struct Config {
     pub monitor: PathBuf,
     /// How long a checkpoint's seed that nobody uses stays in memory once it is stored.
     pub keep_seeds: Duration,
+    /// Where VMs with a network have their addresses on this host, two each. Nothing else may use them.
+    pub network_range: Cidr,
     /// KVM's device.
     pub kvm: PathBuf,
     /// Where the kernel says how much memory there is.
@@ -65,6 +68,7 @@ impl Config {
             // Where the kernel cannot name the program by its path, it still opens it by this one.
             monitor: env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into()),
             keep_seeds: Duration::from_mins(10),
+            network_range: DEFAULT_RANGE,
             kvm: "/dev/kvm".into(),
             meminfo: "/proc/meminfo".into(),
         }

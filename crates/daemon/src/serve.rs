@@ -4,6 +4,7 @@ use crate::auth::{self, OwnUser};
 use crate::config::Config;
 use crate::db::{Db, DbError};
 use crate::fleet::Fleet;
+use crate::network::Networks;
 use crate::paths::Paths;
 use crate::previews::{self, Previews};
 use crate::routes;
@@ -129,7 +130,8 @@ pub async fn serve_until(
     let (end, ending) = watch::channel(false);
     let (close, closing) = watch::channel(false);
     let settings = Settings::remembered(&db.settings().await?);
-    let fleet = Fleet::new(&config, settings, paths, db.clone(), ending.clone(), closing);
+    let networks = Networks::new(&owner, config.network_range);
+    let fleet = Fleet::new(&config, settings, paths, db.clone(), networks, ending.clone(), closing);
     fleet.adopt().await.map_err(|error| ServeError::Adopt(error.into()))?;
 
     tracing::info!(socket = %config.socket.display(), pid = std::process::id(), "listening");
@@ -176,6 +178,7 @@ pub async fn serve_until(
     close.send_replace(true);
     // Whoever connects from now on shall hear that there is no daemon.
     drop(file);
+    fleet.close_networks().await;
     db.close().await;
     Ok(())
 }

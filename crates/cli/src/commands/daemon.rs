@@ -3,6 +3,7 @@
 use crate::failure::Failure;
 use crate::parse;
 use pando_daemon::Config;
+use pando_daemon::network::{Cidr, DEFAULT_RANGE};
 use std::fs;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
@@ -43,6 +44,9 @@ pub(crate) struct Args {
     /// How long the process of a checkpoint stays in memory once it is stored and nobody uses it.
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse::duration)]
     keep_seeds: Duration,
+    /// Where VMs with a network have their addresses on this computer, two for each.
+    #[arg(long, value_name = "CIDR", default_value_t = DEFAULT_RANGE)]
+    network_range: Cidr,
     /// Begin a session of its own, so that no terminal takes it along. For the command that starts it.
     #[arg(long, hide = true)]
     detached: bool,
@@ -69,6 +73,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     config.keep_seeds = args.keep_seeds;
     config.previews = args.previews.0;
     config.preview_domain = args.preview_domain;
+    config.network_range = args.network_range;
     if let Some(socket) = args.socket {
         config.socket = socket;
     }

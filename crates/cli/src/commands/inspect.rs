@@ -4,7 +4,7 @@ use crate::client::{Client, segment};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::{complete, out, parse, render};
-use pando_wire::api::Vm;
+use pando_wire::api::{Network, NetworkMode, Vm};
 use pando_wire::duration;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -49,6 +49,7 @@ fn render(vm: &Vm) -> String {
     add("ending", vm.ending.clone());
     add("idle timeout", vm.idle_timeout_ms.map(idle_timeout));
     add("sleepless", vm.sleepless.clone());
+    add("network", network(&vm.network));
     add("parent", vm.parent.clone());
     add("command", (!vm.command.is_empty()).then(|| vm.command.join(" ")));
     add("process", vm.pid.map(|pid| pid.to_string()));
@@ -63,6 +64,19 @@ fn render(vm: &Vm) -> String {
 
 fn idle_timeout(ms: u64) -> String {
     if ms == 0 { "off".to_owned() } else { duration::show(Duration::from_millis(ms)) }
+}
+
+/// What it reaches, if it has a network at all.
+fn network(network: &Network) -> Option<String> {
+    let mode = match network.mode {
+        NetworkMode::None => return None,
+        NetworkMode::Nat => "nat",
+        NetworkMode::Isolated => "isolated",
+    };
+    let lists = [("allow", &network.allow), ("deny", &network.deny)].into_iter().filter(|(_, list)| !list.is_empty());
+    let lists = lists.map(|(label, list)| format!("{label} {}", list.join(" ")));
+    let rate = network.rate_bytes.map(|rate| format!("at most {} a second", render::bytes(rate)));
+    Some([mode.to_owned()].into_iter().chain(lists).chain(rate).collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]
@@ -89,8 +103,9 @@ process       1
 
         vm.usage = Some(Usage { rss_bytes: 3 << 20, pss_bytes: 2 << 20, private_bytes: 1 << 20 });
         vm.idle_timeout_ms = Some(600_000);
+        vm.network = Network { mode: NetworkMode::Nat, deny: vec!["10.0.0.0/8".into()], ..Network::default() };
         vm.env.insert("A".to_owned(), "1".to_owned());
-        let more = "idle timeout  10m\nprocess       1\nresident      3 MiB\nproportional  2 MiB\nprivate       1 MiB\nenv           A=1\n";
+        let more = "idle timeout  10m\nnetwork       nat, deny 10.0.0.0/8\nprocess       1\nresident      3 MiB\nproportional  2 MiB\nprivate       1 MiB\nenv           A=1\n";
         let plain = plain.trim_end_matches("process       1\n");
         assert_eq!(render(&vm), format!("{plain}{more}"));
     }

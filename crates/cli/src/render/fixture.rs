@@ -1,6 +1,6 @@
 //! VMs for tests.
 
-use pando_wire::api::{State, Vm};
+use pando_wire::api::{Network, State, Vm};
 use std::collections::BTreeMap;
 
 /// A VM of which only the family matters.
@@ -22,6 +22,7 @@ pub(crate) fn vm(name: &str, parent: Option<&str>, created_ms: i64) -> Vm {
         epoch: 1,
         usage: None,
         idle_timeout_ms: None,
+        network: Network::default(),
         sleepless: None,
     }
 }

@@ -3,9 +3,10 @@
 
 use super::events::{Kind, append};
 use super::layers::unused;
+use super::record::{parse_network, show_network};
 use super::vms::json;
 use super::{Db, DbError, Write};
-use pando_wire::api::CheckpointState;
+use pando_wire::api::{CheckpointState, Network};
 use serde::Deserialize;
 use sqlx::FromRow;
 use std::collections::{BTreeMap, HashSet};
@@ -33,6 +34,8 @@ pub(crate) struct Checkpoint {
     pub(crate) cwd: Option<String>,
     pub(crate) user: Option<String>,
     pub(crate) kernel: Option<String>,
+    /// What the network of its VMs reaches.
+    pub(crate) network: Network,
     /// Its layers as the guest sees them, once it is stored.
     pub(crate) logical_bytes: Option<u64>,
     /// What it added to the store.
@@ -177,8 +180,8 @@ fn owned(id: &str, rows: u64) -> Result<(), DbError> {
 async fn insert(write: &mut Write, checkpoint: &Checkpoint, layers: &[String]) -> Result<(), DbError> {
     sqlx::query(
         "INSERT INTO checkpoints (id, name, vm, vm_name, state, generation, image, cpus, memory_bytes, command, env, \
-         cwd, user, kernel, created_ms, owner, epoch) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         cwd, user, kernel, network, created_ms, owner, epoch) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(&checkpoint.id)
     .bind(&checkpoint.name)
@@ -194,6 +197,7 @@ async fn insert(write: &mut Write, checkpoint: &Checkpoint, layers: &[String]) -
     .bind(&checkpoint.cwd)
     .bind(&checkpoint.user)
     .bind(&checkpoint.kernel)
+    .bind(show_network(&checkpoint.network))
     .bind(checkpoint.created_ms)
     .bind(&checkpoint.owner)
     .bind(checkpoint.epoch)
@@ -236,6 +240,7 @@ struct Row {
     cwd: Option<String>,
     user: Option<String>,
     kernel: Option<String>,
+    network: Option<String>,
     logical_bytes: Option<i64>,
     stored_bytes: Option<i64>,
     hashed_bytes: Option<i64>,
@@ -264,6 +269,7 @@ impl TryFrom<Row> for Checkpoint {
             cpus: u8::try_from(row.cpus).map_err(|_| wrong(format!("{} CPUs", row.cpus)))?,
             command: serde_json::from_str(&row.command).map_err(|_| wrong(format!("command {}", row.command)))?,
             env: serde_json::from_str(&row.env).map_err(|_| wrong("an environment that is no JSON".to_owned()))?,
+            network: parse_network(row.network.as_deref()).map_err(|_| wrong(format!("network {:?}", row.network)))?,
             id: row.id,
             name: row.name,
             vm: row.vm,
@@ -285,6 +291,7 @@ impl TryFrom<Row> for Checkpoint {
 mod tests {
     use super::*;
     use crate::db::tests::vm;
+    use pando_wire::api::NetworkMode;
 
     fn checkpoint(name: &str) -> Checkpoint {
         Checkpoint {
@@ -303,6 +310,7 @@ mod tests {
             cwd: Some("/srv".into()),
             user: None,
             kernel: None,
+            network: Network { mode: NetworkMode::Nat, deny: vec!["10.0.0.0/8".into()], ..Network::default() },
             logical_bytes: None,
             stored_bytes: None,
             hashed_bytes: None,

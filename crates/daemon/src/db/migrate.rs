@@ -5,7 +5,7 @@ use sqlx::SqlitePool;
 
 /// What each version has that the one before had not, oldest first. Each ends by saying which version it is. One that a
 /// daemon may have run is never changed.
-const STEPS: [&str; 7] = [
+const STEPS: [&str; 8] = [
     include_str!("schema/1-vms.sql"),
     include_str!("schema/2-checkpoints.sql"),
     include_str!("schema/3-sleep.sql"),
@@ -13,6 +13,7 @@ const STEPS: [&str; 7] = [
     include_str!("schema/5-woken.sql"),
     include_str!("schema/6-hashed.sql"),
     include_str!("schema/7-ports.sql"),
+    include_str!("schema/8-network.sql"),
 ];
 
 /// The schema that this build writes and reads.

@@ -184,7 +184,7 @@ pub(crate) fn now_ms() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pando_wire::api::State;
+    use pando_wire::api::{Network, NetworkMode, State};
 
     pub(super) fn vm(name: &str) -> Insert {
         let record = Record {
@@ -210,6 +210,7 @@ mod tests {
             sleep: None,
             woken: None,
             idle_timeout_ms: Some(9),
+            network: Network { mode: NetworkMode::Isolated, allow: vec!["example.org".into()], ..Network::default() },
         };
         Insert { record, inherited: vec!["root".into()] }
     }

@@ -1,7 +1,8 @@
 //! A VM, as its row says.
 
 use super::DbError;
-use pando_wire::api::{State, Vm};
+use super::vms::json;
+use pando_wire::api::{Network, NetworkMode, State, Vm};
 use sqlx::FromRow;
 use std::collections::BTreeMap;
 
@@ -35,6 +36,8 @@ pub(crate) struct Record {
     pub(crate) woken: Option<String>,
     /// After how long without use it hibernates by itself: never when 0, as the settings say when `None`.
     pub(crate) idle_timeout_ms: Option<u64>,
+    /// What its network reaches.
+    pub(crate) network: Network,
 }
 
 impl Record {
@@ -73,6 +76,7 @@ impl Record {
             usage: None,
             idle_timeout_ms: self.idle_timeout_ms,
             sleepless: None,
+            network: self.network,
         }
     }
 
@@ -91,6 +95,16 @@ pub(crate) fn state_name(state: State) -> &'static str {
         State::Stopped => "stopped",
         State::Hibernated => "hibernated",
     }
+}
+
+/// A network as its column says: nothing where there is none.
+pub(super) fn parse_network(column: Option<&str>) -> serde_json::Result<Network> {
+    column.map_or_else(|| Ok(Network::default()), serde_json::from_str)
+}
+
+/// A network for its column.
+pub(super) fn show_network(network: &Network) -> Option<String> {
+    (network.mode != NetworkMode::None).then(|| json(network))
 }
 
 /// A row, before anyone believes it.
@@ -118,6 +132,7 @@ pub(super) struct Row {
     sleep: Option<String>,
     woken: Option<String>,
     idle_timeout_ms: Option<i64>,
+    network: Option<String>,
 }
 
 impl TryFrom<Row> for Record {
@@ -138,6 +153,7 @@ impl TryFrom<Row> for Record {
         let idle_timeout_ms = idle_timeout_ms.map_err(|_| wrong(format!("idle timeout {:?}", row.idle_timeout_ms)))?;
         let command = serde_json::from_str(&row.command).map_err(|_| wrong(format!("command {}", row.command)))?;
         let env = serde_json::from_str(&row.env).map_err(|_| wrong("an environment that is no JSON".to_owned()))?;
+        let network = parse_network(row.network.as_deref()).map_err(|_| wrong(format!("network {:?}", row.network)))?;
         Ok(Self {
             id: row.id,
             name: row.name,
@@ -161,6 +177,7 @@ impl TryFrom<Row> for Record {
             sleep: row.sleep,
             woken: row.woken,
             idle_timeout_ms,
+            network,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use super::events::{Kind, append};
 use super::layers::unused;
-use super::record::{Row, state_name};
+use super::record::{Row, show_network, state_name};
 use super::{Db, DbError, Record, Write};
 use pando_wire::api::State;
 
@@ -160,8 +160,8 @@ async fn insert_vm(write: &mut Write, insert: &Insert) -> Result<(), DbError> {
     let record = &insert.record;
     sqlx::query(
         "INSERT INTO vms (id, name, state, ending, pid, parent, generation, image, cpus, memory_bytes, command, \
-         env, cwd, user, kernel, created_ms, owner, epoch, idle_timeout_ms) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         env, cwd, user, kernel, created_ms, owner, epoch, idle_timeout_ms, network) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(&record.id)
     .bind(&record.name)
@@ -182,6 +182,7 @@ async fn insert_vm(write: &mut Write, insert: &Insert) -> Result<(), DbError> {
     .bind(&record.owner)
     .bind(record.epoch)
     .bind(record.idle_timeout_ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX)))
+    .bind(show_network(&record.network))
     .execute(write.on())
     .await?;
     for (position, layer) in insert.inherited.iter().chain([&record.id]).enumerate() {

@@ -57,6 +57,7 @@ impl Fleet {
         })
         .await?;
         self.0.supervisor.sweep_groups();
+        self.adopt_networks().await?;
         self.adopt_checkpoints().await?;
         for record in &records {
             self.settle_sleep(record).await?;

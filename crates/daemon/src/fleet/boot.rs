@@ -2,7 +2,7 @@
 
 use super::error::{FleetError, cannot};
 use super::files::{self, Own, Shared, descriptors, open_kvm};
-use super::{Fleet, blocking, guest, launch, logs, names, room, wrong_state};
+use super::{Fleet, blocking, guest, launch, logs, names, network, room, wrong_state};
 use crate::agent::{Agent, AgentError};
 use crate::db::{Change, Insert, Record, now_ms};
 use crate::monitor::{Monitor, MonitorError};
@@ -38,6 +38,7 @@ impl Fleet {
     /// Creates a VM, boots it and waits until its agent answers. Either there is a running VM then, or nothing.
     pub(crate) async fn run(&self, request: RunRequest) -> Result<Vm, FleetError> {
         let request = checked(request)?;
+        self.check_network(&request.network)?;
         let kvm = self.0.kvm.clone();
         blocking(move || open_kvm(&kvm)).await?;
         let named = request.name.as_deref();
@@ -78,6 +79,7 @@ impl Fleet {
             sleep: None,
             woken: None,
             idle_timeout_ms: request.idle_timeout_ms,
+            network: request.network,
         };
         let inserted = self.0.db.insert_vms(move |is_taken| {
             let name = chosen.unwrap_or_else(|| names::made_up(id, is_taken));
@@ -108,12 +110,13 @@ impl Fleet {
         }
         let mut inherited = self.0.db.layers(&id).await?;
         inherited.pop(); // Its own.
-        if inherited.len() > MAX_RECOVERED_LAYERS {
+        let most = network::most_layers(&record, MAX_RECOVERED_LAYERS);
+        if inherited.len() > most {
             return Err(FleetError::TooDeep {
                 name: record.name,
                 wanted: "start",
                 layers: inherited.len() + 1,
-                most: MAX_RECOVERED_LAYERS + 1,
+                most: most + 1,
             });
         }
         room::check(&self.0.meminfo, || record.name.clone(), room::PER_BOOT)?;
@@ -149,6 +152,7 @@ impl Fleet {
         })
         .await?;
 
+        let network = self.give_network(record).await?;
         let start = Start {
             origin: Origin::Boot(Boot {
                 vcpus: record.cpus,
@@ -163,7 +167,7 @@ impl Fleet {
             generation: random()?,
             inherited_layers: shared.layer_count(),
             layer: inner.paths.layer(record.layer()).display().to_string(),
-            network: None,
+            network: network.start(record),
         };
         let process = self.spawn(record, control).await?;
         let pid = process.pid();
@@ -187,9 +191,9 @@ impl Fleet {
         let vsock = inner.paths.vsock_socket(&record.id);
         let up = async {
             monitor.send(&Request::Watch, &[]).await?;
-            monitor.send(&Request::Start(start), &descriptors(&shared, &own, boot.fds())).await?;
+            monitor.send(&Request::Start(start), &descriptors(&shared, &own, boot.fds(), &network)).await?;
             launch::started(answered).await?;
-            drop((own, shared, boot)); // They are the monitor's now.
+            drop((own, shared, boot, network)); // They are the monitor's now.
             Ok(Agent::reach(&vsock, &AgentRequest::Ping, BOOT_LIMIT).await)
         };
         let reason = tokio::select! {

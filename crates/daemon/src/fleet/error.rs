@@ -3,6 +3,7 @@
 use crate::agent::AgentError;
 use crate::db::{DbError, state_name};
 use crate::monitor::MonitorError;
+use crate::network::NetworkError;
 use crate::settings::SettingError;
 use pando_guest::import::ImportError;
 use pando_store::BucketError;
@@ -211,6 +212,17 @@ pub(crate) enum FleetError {
         what: String,
         /// The cause.
         source: Box<dyn Error + Send + Sync>,
+    },
+    /// Its network cannot be had, for what it is or where this is.
+    #[error("cannot have such a network")]
+    NoNetwork(#[source] NetworkError),
+    /// A VM that begins has no network, though it is to have one.
+    #[error("cannot give {name} a network")]
+    Network {
+        /// Which VM.
+        name: String,
+        /// The cause.
+        source: NetworkError,
     },
     /// A setting.
     #[error(transparent)]

@@ -1,6 +1,7 @@
 //! The files of a VM: created by the daemon, handed to its monitor, which opens none itself. Everything here blocks.
 
 use super::error::{FleetError, cannot};
+use super::network::Given;
 use crate::paths::{Paths, create_private, remove};
 use crate::supervisor::lock;
 use pando_disk::{DATA_FILE, JOURNAL_FILE};
@@ -118,17 +119,19 @@ impl Shared {
 }
 
 /// Every descriptor of a VM, in the order that [`pando_wire::control::Start`] documents. `beside` is what comes between those
-/// that every VM is given and the journals of inherited layers.
+/// that every VM is given and the journals of inherited layers; last are the queues of its network.
 pub(super) fn descriptors<'a>(
     shared: &'a Shared,
     own: &'a Own,
     beside: impl IntoIterator<Item = BorrowedFd<'a>>,
+    network: &'a Given,
 ) -> Vec<BorrowedFd<'a>> {
     let mut all = vec![shared.kvm.as_fd(), own.console.as_fd(), own.vsock.as_fd(), shared.base.as_fd()];
     all.extend(shared.inherited.iter().map(AsFd::as_fd));
     all.extend([own.data.as_fd(), own.journal.as_fd()]);
     all.extend(beside);
     all.extend(shared.journals.iter().map(AsFd::as_fd));
+    all.extend(network.queues());
     all
 }
 

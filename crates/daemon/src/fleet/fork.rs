@@ -22,7 +22,7 @@ use super::boot::random;
 use super::error::FleetError;
 use super::files::{Own, Shared, descriptors};
 use super::twin::{Twin, failure, micros};
-use super::{Fleet, blocking, launch, room, wrong_state};
+use super::{Fleet, blocking, launch, network, room, wrong_state};
 use crate::agent::Agent;
 use crate::db::{Kind, Record};
 use crate::monitor::{LONG, Monitor, MonitorError};
@@ -129,10 +129,11 @@ impl Fleet {
         wanted: &'static str,
     ) -> Result<Vec<String>, FleetError> {
         let layers = self.0.db.layers(&parent.id).await?;
-        if layers.len() < MAX_LAYERS {
+        let most = network::most_layers(parent, MAX_LAYERS);
+        if layers.len() < most {
             return Ok(layers);
         }
-        Err(FleetError::TooDeep { name: parent.name.clone(), wanted, layers: layers.len(), most: MAX_LAYERS - 1 })
+        Err(FleetError::TooDeep { name: parent.name.clone(), wanted, layers: layers.len(), most: most - 1 })
     }
 
     /// Where to reach the programs of `parent`, that they stand still at a fork. A guest that stands still itself answers
@@ -266,23 +267,24 @@ impl Fleet {
         answering: mpsc::Sender<()>,
     ) -> Result<ChildReport, FleetError> {
         let inner = &self.0;
+        let network = self.give_network(&record).await?;
         let start = Start {
             origin: Origin::Fork,
             generation: random()?,
             inherited_layers: shared.layer_count(),
             layer: inner.paths.layer(record.layer()).display().to_string(),
-            network: None,
+            network: network.start(&record),
         };
         let failed = |source| FleetError::Monitor { name: record.name.clone(), wanted: "start", source };
         let monitor = Arc::new(Monitor::connect(&inner.paths.control_socket(&record.id)).map_err(failed)?);
         // All of it waits for the child to be born.
         monitor.send(&Request::Watch, &[]).await.map_err(failed)?;
         monitor.send(&Request::Status, &[]).await.map_err(failed)?;
-        monitor.send(&Request::Start(start), &descriptors(&shared, &own, [])).await.map_err(failed)?;
+        monitor.send(&Request::Start(start), &descriptors(&shared, &own, [], &network)).await.map_err(failed)?;
         let process = launch::born(&monitor).await.map_err(failed)?;
         let (live, answered) = inner.supervisor.supervise(&record.id, record.epoch, process, monitor);
         let twin = Twin { record, live, answered, arrival, origin: "forked" };
-        self.welcome(twin, READY_LIMIT, (own, shared), answering).await
+        self.welcome(twin, READY_LIMIT, (own, shared, network), answering).await
     }
 
     /// How many pages the monitor of VM `id` has in common with others. 0 if that cannot be told. Asked for when all is

@@ -2,6 +2,7 @@
 
 use super::error::{FleetError, cannot};
 use super::files::BootFiles;
+use super::network;
 use crate::db::Record;
 use crate::paths::Paths;
 use pando_guest::initramfs;
@@ -82,7 +83,7 @@ fn boot(record: &Record) -> Boot {
         user: record.user.clone(),
         terminal: None,
     });
-    Boot { identity: identity(record), command, network: None }
+    Boot { identity: identity(record), command, network: network::inside(record) }
 }
 
 /// Who VM `record` is.

@@ -20,6 +20,7 @@ mod launch; // a monitor is told what to be
 mod learn; // what children of a VM write first
 mod life; // pause, resume, stop, kill, remove
 mod logs; // what a VM wrote to its console
+mod network; // what a VM reaches
 mod names; // possible names, made-up names
 mod ports; // which of them can be seen from outside
 mod progress; // how far long work is
@@ -38,6 +39,7 @@ use crate::agent::Agent;
 use crate::config::Config;
 use crate::db::{Db, Record};
 use crate::images::{Incoming, import_stream};
+use crate::network::Networks;
 use crate::paths::Paths;
 use crate::settings::Settings;
 use crate::supervisor::Supervisor;
@@ -75,6 +77,7 @@ struct Inner {
     db: Db,
     supervisor: Arc<Supervisor>,
     guests: Guests,
+    networks: Networks,
     turns: Turns,
     presence: Presence,
     settings: Board,
@@ -96,6 +99,7 @@ impl Fleet {
         settings: Settings,
         paths: Paths,
         db: Db,
+        networks: Networks,
         shutdown: watch::Receiver<bool>,
         closing: watch::Receiver<bool>,
     ) -> Self {
@@ -107,6 +111,7 @@ impl Fleet {
             paths,
             db,
             guests: Guests::default(),
+            networks,
             turns: Turns::default(),
             presence: Presence::default(),
             settings: Board::new(settings),

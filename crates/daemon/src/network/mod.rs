@@ -39,6 +39,7 @@ use pando_sys::{NetworkLack, SysError};
 use pando_wire::network::MAX_QUEUE_PAIRS;
 use pool::Pool;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -58,6 +59,12 @@ const GATEWAY_MAC: [u8; 6] = [0x02, b'P', b'A', b'N', b'D', b'G'];
 pub struct Networks {
     pool: Pool,
     host: Host,
+}
+
+impl fmt::Debug for Networks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Networks").field("ready", &self.ready()).finish_non_exhaustive()
+    }
 }
 
 /// A network for one VM.

@@ -103,14 +103,24 @@ pub(super) struct Resolved {
 }
 
 impl Policy {
-    /// Looks names up.
-    pub(super) async fn resolve(&self) -> Result<Resolved, NetworkError> {
+    /// Whether there can be such a policy.
+    ///
+    /// # Errors
+    ///
+    /// It contradicts itself, or has a limit that is none.
+    pub fn check(&self) -> Result<(), NetworkError> {
         if let Some(rate) = self.bytes_per_second.filter(|rate| !RATES.contains(rate)) {
             return Err(NetworkError::Rate(rate));
         }
         if self.reach == Reach::Isolated && !self.allow.is_empty() {
             return Err(NetworkError::IsolatedButAllowed);
         }
+        Ok(())
+    }
+
+    /// Looks names up.
+    pub(super) async fn resolve(&self) -> Result<Resolved, NetworkError> {
+        self.check()?;
         let allow = resolve(&self.allow).await?;
         let allow = (!self.allow.is_empty()).then_some(allow);
         let deny = resolve(&self.deny).await?;

@@ -165,7 +165,7 @@ mod tests {
     fn the_token_lets_in_by_url_header_and_cookie_and_nothing_else_does() {
         let cookie = format!("a=1; {TOKEN}={RIGHT}; b=2");
         let in_url = format!("/a?x=1&{TOKEN}={RIGHT}&y=2");
-        let cases: [(&str, &str, &[(&str, &str)], &str); 12] = [
+        let cases: [(_, &str, &[_], _); 12] = [
             ("GET", &in_url, &[], "to /a?x=1&y=2"),
             ("POST", &in_url, &[], "in /a?x=1&y=2"),
             ("GET", &in_url, &[("upgrade", "websocket")], "in /a?x=1&y=2"),

@@ -72,8 +72,9 @@ impl From<FleetError> for Failure {
             | FleetError::Invalid(_)
             | FleetError::NoImage(_)
             | FleetError::NoExport(_)
+            | FleetError::NoNetwork(_)
             | FleetError::Guest { .. } => StatusCode::BAD_REQUEST,
-            FleetError::NoKvm { .. } | FleetError::NoRoom { .. } | FleetError::Agent { .. } => {
+            FleetError::Network { .. } | FleetError::NoKvm { .. } | FleetError::NoRoom { .. } | FleetError::Agent { .. } => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             FleetError::NobodyListens { .. } | FleetError::OldAgent { .. } => StatusCode::BAD_GATEWAY,

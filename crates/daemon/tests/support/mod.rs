@@ -215,6 +215,7 @@ pub(crate) fn config(dir: &Path) -> Config {
     let monitor = tests.parent().unwrap().parent().unwrap().join("examples/fake-monitor");
     assert!(monitor.exists(), "cargo builds examples before it runs tests");
     Config {
+        network_range: pando_daemon::network::DEFAULT_RANGE,
         state_dir: dir.join("state"),
         runtime_dir: dir.join("run"),
         cache_dir: dir.join("cache"),

@@ -1,6 +1,7 @@
 //! `pando run`.
 
 mod from; // from a checkpoint instead of an image
+mod net; // what its network reaches
 
 use super::checkpoint::bucket;
 use super::children::MAX_COUNT;
@@ -64,13 +65,15 @@ pub(crate) struct Args {
     /// How long it may be idle until it hibernates by itself, or off; as pando config says when absent.
     #[arg(long, value_name = "TIME", value_parser = parse::idle_timeout)]
     idle_timeout: Option<u64>,
+    #[command(flatten)]
+    network: net::Options,
     /// A checkpoint to run VMs from, instead of an image: all that is not their own is as it was then.
     #[arg(
         long,
         value_name = "CHECKPOINT",
         value_parser = parse::name(),
         add = complete::checkpoint(),
-        conflicts_with_all = ["image", "cpus", "memory", "disk", "cwd", "user", "kernel", "idle_timeout", "command"]
+        conflicts_with_all = ["image", "cpus", "memory", "disk", "cwd", "user", "kernel", "idle_timeout", "net", "command"]
     )]
     from: Option<String>,
     /// How many VMs to run from the checkpoint.
@@ -135,6 +138,7 @@ fn request(args: Args) -> Result<RunRequest, Failure> {
         cwd: args.cwd,
         user: args.user,
         idle_timeout_ms: args.idle_timeout,
+        network: args.network.into(),
         kernel: kernel.map_err(|path| Failure::new(format!("the kernel's path {path:?} is not UTF-8")))?,
     })
 }

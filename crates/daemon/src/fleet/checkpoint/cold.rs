@@ -120,12 +120,13 @@ impl Fleet {
         source: &Source,
     ) -> Result<ChildReport, FleetError> {
         let inner = &self.0;
+        let network = self.give_network(record).await?;
         let start = Start {
             origin: source.begins.clone(),
             generation: random()?,
             inherited_layers: source.shared.layer_count(),
             layer: inner.paths.layer(record.layer()).display().to_string(),
-            network: None,
+            network: network.start(record),
         };
         let process = self.spawn(record, control).await?;
         let connected = Monitor::connect(&inner.paths.control_socket(&record.id));
@@ -149,7 +150,7 @@ impl Fleet {
         let (pages, server) = serving.await?;
         // As long as its memory arrives, it is not idle.
         inner.supervisor.adopt_helper(&record.id, server, inner.presence.stay(&record.id));
-        let files = descriptors(&source.shared, &own, pages.iter().map(AsFd::as_fd));
+        let files = descriptors(&source.shared, &own, pages.iter().map(AsFd::as_fd), &network);
         let told = async {
             monitor.send(&Request::Watch, &[]).await?;
             monitor.send(&Request::Start(start), &files).await
@@ -162,6 +163,6 @@ impl Fleet {
         drop(files);
         let Source { arrival, origin, .. } = *source;
         let twin = Twin { record: record.clone(), live, answered, arrival, origin };
-        self.welcome(twin, READY_LIMIT, (own, pages), ()).await
+        self.welcome(twin, READY_LIMIT, (own, pages, network), ()).await
     }
 }

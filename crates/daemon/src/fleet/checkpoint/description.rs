@@ -5,7 +5,7 @@
 use super::super::error::FleetError;
 use super::super::names;
 use crate::db::Checkpoint;
-use pando_wire::api::CheckpointState;
+use pando_wire::api::{CheckpointState, Network};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -52,12 +52,15 @@ pub(super) struct Description {
     user: Option<String>,
     kernel: Option<String>,
     created_ms: i64,
+    /// None in one of an earlier build.
+    #[serde(default)]
+    network: Network,
 }
 
 impl Description {
     pub(super) fn of(checkpoint: Checkpoint) -> Self {
         let Checkpoint { id, name, vm, vm_name, generation, image, cpus, memory_bytes, .. } = checkpoint;
-        let Checkpoint { command, env, cwd, user, kernel, created_ms, .. } = checkpoint;
+        let Checkpoint { command, env, cwd, user, kernel, created_ms, network, .. } = checkpoint;
         Self {
             id,
             name,
@@ -73,6 +76,7 @@ impl Description {
             user,
             kernel,
             created_ms,
+            network,
         }
     }
 
@@ -94,6 +98,7 @@ impl Description {
             cwd: self.cwd,
             user: self.user,
             kernel: self.kernel,
+            network: self.network,
             logical_bytes: None,
             stored_bytes: None,
             hashed_bytes: None,
@@ -177,6 +182,7 @@ impl From<DescriptionError> for FleetError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pando_wire::api::NetworkMode;
 
     fn example() -> Description {
         Description {
@@ -194,6 +200,7 @@ mod tests {
             user: None,
             kernel: None,
             created_ms: 7,
+            network: Network { mode: NetworkMode::Nat, ..Network::default() },
         }
     }
 

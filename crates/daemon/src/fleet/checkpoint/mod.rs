@@ -198,6 +198,7 @@ fn plan(
         cwd: vm.cwd.clone(),
         user: vm.user.clone(),
         kernel: vm.kernel.clone(),
+        network: vm.network.clone(),
         logical_bytes: None,
         stored_bytes: None,
         hashed_bytes: None,

@@ -68,7 +68,7 @@ impl Fleet {
 /// A VM that is run from `checkpoint`, but for what is its own. Warm or cold, it has no parent: nothing depends on the VM
 /// that the checkpoint is of. Its id and name are those of the checkpoint, whose seed answers where a parent would.
 pub(super) fn model(checkpoint: &Checkpoint) -> Record {
-    let Checkpoint { id, name, image, cpus, memory_bytes, command, env, cwd, user, kernel, owner, .. } =
+    let Checkpoint { id, name, image, cpus, memory_bytes, command, env, cwd, user, kernel, network, owner, .. } =
         checkpoint.clone();
     Record {
         id,
@@ -93,5 +93,6 @@ pub(super) fn model(checkpoint: &Checkpoint) -> Record {
         sleep: None,
         woken: None,
         idle_timeout_ms: None,
+        network,
     }
 }

@@ -1,0 +1,43 @@
+//! What a VM's network reaches, as it is typed.
+
+use crate::parse;
+use clap::ValueEnum;
+use pando_wire::api::{Network, NetworkMode};
+
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub(super) struct Options {
+    /// What its network reaches.
+    #[arg(long, value_enum, default_value_t = Mode::None, help_heading = "Network")]
+    net: Mode,
+    /// A network, address or name that it reaches, and then nothing but these.
+    #[arg(long, value_name = "CIDR|NAME", requires = "net", help_heading = "Network")]
+    allow: Vec<String>,
+    /// A network, address or name that it does not reach, also where --allow has it.
+    #[arg(long, value_name = "CIDR|NAME", requires = "net", help_heading = "Network")]
+    deny: Vec<String>,
+    /// The most bytes a second in each direction, such as 10M.
+    #[arg(long, value_name = "SIZE", value_parser = parse::size, requires = "net", help_heading = "Network")]
+    rate: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Mode {
+    /// No network device
+    None,
+    /// What the host reaches, but not the host, other VMs, or cloud metadata
+    Nat,
+    /// A network device, and nothing behind it
+    Isolated,
+}
+
+impl From<Options> for Network {
+    fn from(Options { net, allow, deny, rate }: Options) -> Self {
+        let mode = match net {
+            Mode::None => NetworkMode::None,
+            Mode::Nat => NetworkMode::Nat,
+            Mode::Isolated => NetworkMode::Isolated,
+        };
+        Self { mode, allow, deny, rate_bytes: rate }
+    }
+}
