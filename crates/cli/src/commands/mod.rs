@@ -48,7 +48,7 @@ use std::process::ExitCode;
 /// What `pando` can do.
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
-    Run(run::Args),
+    Run(Box<run::Args>),
     Fork(fork::Args),
     Checkpoint(checkpoint::Args),
     Ls(ls::Args),
@@ -84,7 +84,7 @@ impl Command {
             return Err(Failure::new(format!("JSON was asked for, and this command prints {printed}")).with_code(USAGE));
         }
         match self {
-            Self::Run(args) => wait_for(run::run(args, context)),
+            Self::Run(args) => wait_for(run::run(*args, context)),
             Self::Fork(args) => wait_for(fork::run(args, context)),
             Self::Checkpoint(args) => wait_for(checkpoint::run(args, context)),
             Self::Ls(args) => wait_for(ls::run(args, context)),
