@@ -17,28 +17,28 @@ use std::time::{Duration, Instant as Clock};
 /// What stands before each frame, as nobody asked for another size.
 const HEADER: usize = 10;
 /// The gateway's hardware address, the same for all.
-pub const GATEWAY_MAC: [u8; 6] = [0x02, b'P', b'A', b'N', b'D', b'G'];
-pub const OWN: Ipv4Addr = Network::GUEST.address;
-pub const GATEWAY: Ipv4Addr = Network::GUEST.gateway;
+pub(crate) const GATEWAY_MAC: [u8; 6] = [0x02, b'P', b'A', b'N', b'D', b'G'];
+pub(crate) const OWN: Ipv4Addr = Network::GUEST.address;
+pub(crate) const GATEWAY: Ipv4Addr = Network::GUEST.gateway;
 
 /// A tap's queues, as a network card.
-pub struct Tap {
-    pub queues: Vec<OwnedFd>,
+pub(crate) struct Tap {
+    pub(crate) queues: Vec<OwnedFd>,
     /// All that ever arrived.
-    pub seen: Vec<Vec<u8>>,
+    pub(crate) seen: Vec<Vec<u8>>,
 }
 
 impl Tap {
-    pub fn new(queues: Vec<OwnedFd>) -> Self {
+    pub(crate) fn new(queues: Vec<OwnedFd>) -> Self {
         Self { queues, seen: Vec::new() }
     }
 
-    pub fn send(&self, frame: &[u8]) {
+    pub(crate) fn send(&self, frame: &[u8]) {
         let whole = [&[0; HEADER], frame].concat();
         rustix::io::write(&self.queues[0], &whole).unwrap();
     }
 
-    pub fn receive(&mut self) -> Option<Vec<u8>> {
+    pub(crate) fn receive(&mut self) -> Option<Vec<u8>> {
         let mut buffer = vec![0; 65_536 + HEADER];
         for queue in &self.queues {
             if let Ok(len) = rustix::io::read(queue, &mut buffer) {
@@ -51,7 +51,7 @@ impl Tap {
     }
 
     /// The first frame that `wanted` makes something of, if one comes within `limit`.
-    pub fn wait<T>(&mut self, limit: Duration, wanted: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
+    pub(crate) fn wait<T>(&mut self, limit: Duration, wanted: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
         let began = Clock::now();
         while began.elapsed() < limit {
             match self.receive() {
@@ -66,7 +66,7 @@ impl Tap {
     }
 }
 
-pub struct Received(Vec<u8>);
+pub(crate) struct Received(Vec<u8>);
 
 impl RxToken for Received {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
@@ -74,7 +74,7 @@ impl RxToken for Received {
     }
 }
 
-pub struct Sender<'a>(&'a Tap);
+pub(crate) struct Sender<'a>(&'a Tap);
 
 impl TxToken for Sender<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
@@ -107,18 +107,18 @@ impl Device for Tap {
 }
 
 /// A guest with a TCP/IP of its own and one connection.
-pub struct Guest {
-    pub tap: Tap,
+pub(crate) struct Guest {
+    pub(crate) tap: Tap,
     interface: Interface,
     sockets: SocketSet<'static>,
     connection: SocketHandle,
-    pub answer: Vec<u8>,
+    pub(crate) answer: Vec<u8>,
     asked: bool,
 }
 
 impl Guest {
     /// It begins to connect.
-    pub fn connect(queues: Vec<OwnedFd>, to: (Ipv4Addr, u16), port: u16) -> Self {
+    pub(crate) fn connect(queues: Vec<OwnedFd>, to: (Ipv4Addr, u16), port: u16) -> Self {
         let mut tap = Tap::new(queues);
         let config = Config::new(HardwareAddress::Ethernet(EthernetAddress(MAC)));
         let mut interface = Interface::new(config, &mut tap, Instant::now());
@@ -133,7 +133,7 @@ impl Guest {
     }
 
     /// Does what there is to do: sends `question` once it is connected, and keeps what is answered. True at the answer's end.
-    pub fn step(&mut self, question: &[u8]) -> bool {
+    pub(crate) fn step(&mut self, question: &[u8]) -> bool {
         self.interface.poll(Instant::now(), &mut self.tap, &mut self.sockets);
         let socket = self.sockets.get_mut::<tcp::Socket>(self.connection);
         if socket.can_send() && !self.asked {
@@ -149,7 +149,7 @@ impl Guest {
 }
 
 /// An Ethernet frame.
-pub fn frame(from: [u8; 6], kind: EthernetProtocol, content: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(from: [u8; 6], kind: EthernetProtocol, content: &[u8]) -> Vec<u8> {
     let header =
         EthernetRepr { src_addr: EthernetAddress(from), dst_addr: EthernetAddress(GATEWAY_MAC), ethertype: kind };
     let mut bytes = vec![0; header.buffer_len()];
@@ -167,7 +167,7 @@ fn ipv4(from: Ipv4Addr, to: Ipv4Addr, next_header: IpProtocol, content: &[u8]) -
 }
 
 /// A datagram from `from` in an IPv4 packet.
-pub fn udp(from: Ipv4Addr, to: Ipv4Addr, port: u16, content: &[u8]) -> Vec<u8> {
+pub(crate) fn udp(from: Ipv4Addr, to: Ipv4Addr, port: u16, content: &[u8]) -> Vec<u8> {
     let header = UdpRepr { src_port: 4000, dst_port: port };
     let mut bytes = vec![0; header.header_len() + content.len()];
     header.emit(
@@ -182,7 +182,7 @@ pub fn udp(from: Ipv4Addr, to: Ipv4Addr, port: u16, content: &[u8]) -> Vec<u8> {
 }
 
 /// A TCP segment: the first of a connection, or one in the middle of it, with 7777 the next byte that is expected.
-pub fn tcp_segment(to: Ipv4Addr, port: u16, is_first: bool) -> Vec<u8> {
+pub(crate) fn tcp_segment(to: Ipv4Addr, port: u16, is_first: bool) -> Vec<u8> {
     let header = TcpRepr {
         src_port: 4001,
         dst_port: port,
@@ -204,7 +204,7 @@ pub fn tcp_segment(to: Ipv4Addr, port: u16, is_first: bool) -> Vec<u8> {
 }
 
 /// A question for, or a claim about, the gateway's hardware address.
-pub fn arp(operation: ArpOperation, source: Ipv4Addr) -> Vec<u8> {
+pub(crate) fn arp(operation: ArpOperation, source: Ipv4Addr) -> Vec<u8> {
     let header = ArpRepr::EthernetIpv4 {
         operation,
         source_hardware_addr: EthernetAddress(MAC),
@@ -218,7 +218,7 @@ pub fn arp(operation: ArpOperation, source: Ipv4Addr) -> Vec<u8> {
 }
 
 /// Who a frame's IPv4 packet is from, its protocol, and what is in it.
-pub fn packet(frame: &[u8]) -> Option<(Ipv4Addr, IpProtocol, Vec<u8>)> {
+pub(crate) fn packet(frame: &[u8]) -> Option<(Ipv4Addr, IpProtocol, Vec<u8>)> {
     let frame = EthernetFrame::new_checked(frame).ok()?;
     let packet = Ipv4Packet::new_checked(frame.payload()).ok()?;
     Some((packet.src_addr(), packet.next_header(), packet.payload().to_vec()))

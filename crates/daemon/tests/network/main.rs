@@ -1,5 +1,7 @@
 //! Networks of VMs, with real packets. Guests are programs that read and write frames; host and internet are namespaces.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod escape; // what a guest must not reach
 mod guest; // a guest's side of a tap
 mod life; // what is left of networks

@@ -10,16 +10,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// The internet's address, in a network that is for documentation.
-pub const INTERNET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+pub(crate) const INTERNET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// The host's address there.
-pub const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 /// Others on the internet.
-pub const ONE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-pub const OTHER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
-pub const OWNER: &str = "0197-test-owner";
+pub(crate) const ONE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+pub(crate) const OTHER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+pub(crate) const OWNER: &str = "0197-test-owner";
 
 /// Runs `test` on a host of its own; says why when it cannot.
-pub fn on_a_host(test: impl FnOnce() + Send + 'static) {
+pub(crate) fn on_a_host(test: impl FnOnce() + Send + 'static) {
     if let Some(lack) = pando_sys::network_lack() {
         return eprintln!("skipped: {lack}");
     }
@@ -34,7 +34,7 @@ pub fn on_a_host(test: impl FnOnce() + Send + 'static) {
 }
 
 /// Adds an internet to the present host: it answers on some ports, and knows of no address but the host's.
-pub fn internet() -> OwnedFd {
+pub(crate) fn internet() -> OwnedFd {
     let (sender, receiver) = std::sync::mpsc::channel();
     thread::spawn(move || {
         new_network().unwrap();
@@ -86,7 +86,7 @@ fn serve() {
 }
 
 /// Runs `work` in a namespace.
-pub fn inside<T: Send>(namespace: &OwnedFd, work: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn inside<T: Send>(namespace: &OwnedFd, work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let work = || {
             enter_network(namespace.as_fd()).unwrap();
@@ -97,18 +97,18 @@ pub fn inside<T: Send>(namespace: &OwnedFd, work: impl FnOnce() -> T + Send) -> 
 }
 
 /// Runs `ip` in the present namespace.
-pub fn ip(arguments: &str) -> String {
+pub(crate) fn ip(arguments: &str) -> String {
     run("ip", arguments)
 }
 
-pub fn run(program: &str, arguments: &str) -> String {
+pub(crate) fn run(program: &str, arguments: &str) -> String {
     let output = Command::new(program).args(arguments.split(' ')).output().unwrap();
     assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// What is left of networks on the present host.
-pub fn left() -> String {
+pub(crate) fn left() -> String {
     let links = ip("-o link show").lines().filter(|line| line.contains("pando")).collect::<Vec<_>>().join("\n");
     let routes =
         ip("-4 route show table all").lines().filter(|line| line.contains("10.241.")).collect::<Vec<_>>().join("\n");
@@ -117,7 +117,7 @@ pub fn left() -> String {
 }
 
 /// Waits for what is sure to come.
-pub fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+pub(crate) fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     let began = Instant::now();
     while !is_so() {
         assert!(began.elapsed() < Duration::from_secs(30), "{what} does not come: {}", left());
@@ -125,15 +125,15 @@ pub fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     }
 }
 
-pub fn range() -> Cidr {
+pub(crate) fn range() -> Cidr {
     "10.241.0.0/16".parse().unwrap()
 }
 
-pub fn networks() -> Networks {
+pub(crate) fn networks() -> Networks {
     Networks::with_name_server(OWNER, range(), Some(INTERNET))
 }
 
 /// Runs `work` to its end in this thread, whose namespace it stays in.
-pub fn block_on<T>(work: impl Future<Output = T>) -> T {
+pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
