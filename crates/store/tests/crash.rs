@@ -15,6 +15,10 @@ use std::time::{Duration, Instant};
 /// How often writers are killed: `PANDO_STORE_KILLS`, or as often as fits in 15 seconds, but 100 times at least.
 const KILLS: &str = "PANDO_STORE_KILLS";
 const TIME: Duration = Duration::from_secs(15);
+/// How long it goes on if there is something in whose middle none was killed yet.
+const LONGEST: Duration = Duration::from_secs(180);
+/// In the middle of what some are to be killed.
+const MIDDLES: [&str; 3] = ["publishing", "collecting", "importing"];
 
 fn helper(args: &[&str]) -> Child {
     let program = env!("CARGO_BIN_EXE_store-test-writer");
@@ -47,7 +51,15 @@ fn nothing_reported_done_is_lost_and_nothing_half_written_is_offered_when_writer
     let elsewhere = temporary();
     let exports = elsewhere.path();
     let (begun, mut random, mut killed, mut published) = (Instant::now(), 0x2545_f491_4f6c_dd1d_u64, 0, 0);
-    while kills.map_or(begun.elapsed() < TIME || killed < 100, |kills| killed < kills) {
+    let is_missed = |during: &BTreeMap<String, u64>| MIDDLES.iter().any(|&what| !during.contains_key(what));
+    loop {
+        let elapsed = begun.elapsed();
+        let goes_on = elapsed < TIME || killed < 100 || (is_missed(&killed_during) && elapsed < LONGEST);
+        if !kills.map_or(goes_on, |kills| killed < kills) {
+            break;
+        }
+        // On a slow computer writers come further the later they are killed.
+        let window = Duration::from_millis(16) * 2_u32.pow((elapsed.as_secs() / TIME.as_secs()).min(5) as u32);
         let mode = MODES[(killed / 2 % MODES.len() as u64) as usize];
         let writers =
             ["a", "b"].map(|side| helper(&[mode, path, &format!("{side}{killed}"), exports.to_str().unwrap()]));
@@ -56,7 +68,7 @@ fn nothing_reported_done_is_lost_and_nothing_half_written_is_offered_when_writer
             random ^= random << 13;
             random ^= random >> 7;
             random ^= random << 17;
-            sleep(Duration::from_micros(random % 16_000));
+            sleep(Duration::from_micros(random % window.as_micros() as u64));
             let (must, _, during) = kill(writer);
             *killed_during.entry(during).or_default() += 1;
             published += must.len();
@@ -86,7 +98,7 @@ fn nothing_reported_done_is_lost_and_nothing_half_written_is_offered_when_writer
     );
     assert!(published > 0, "writers came as far as to publish");
     println!("{killed} writers killed, who had {published} checkpoints; they were {killed_during:?}");
-    for what in ["publishing", "collecting", "importing"] {
+    for what in MIDDLES {
         assert!(killed_during.contains_key(what), "none was killed while {what}: {killed_during:?}");
     }
 }
