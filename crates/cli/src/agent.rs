@@ -100,7 +100,10 @@ impl Receiver {
         match self.read().await {
             Ok(Reply::Failed(failure)) => Err(AgentError::Failed { vm: self.vm.clone(), failure }),
             Ok(reply) => Ok(reply),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(AgentError::Gone(self.vm.clone())),
+            // With something of ours unread, its end is a reset.
+            Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
+                Err(AgentError::Gone(self.vm.clone()))
+            }
             Err(source) => Err(AgentError::Broken { vm: self.vm.clone(), source }),
         }
     }
