@@ -26,11 +26,11 @@ pub use huge::{is_huge, minor_faults};
 pub use kick::Kicker;
 pub use memory::{HUGE_PAGE, guest_memory, present, unshare};
 pub use namespace::{
-    NetworkLack, attach_tap, current_network, enter_network, network_lack, network_of_tap, new_network, nft, tap_file,
+    NetworkLack, current_network, enter_network, network_lack, network_of_tap, new_network, nft, tap_file,
 };
 pub use process::{disown_children, fork, give_way, is_one_file};
 pub use random::reseed;
-pub use tap::{MAX_PIECES, Offloads, Tap, testing as tap_testing};
+pub use tap::{MAX_PIECES, Offloads, Tap, attach_tap, testing as tap_testing};
 pub use userfault::{Userfault, collapse, give_back};
 pub use vcpu::{Exit, Vcpu};
 pub use vcpu_state::{Tsc, VcpuState};

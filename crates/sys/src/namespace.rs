@@ -1,4 +1,4 @@
-//! Network namespaces without a name, and the taps in them.
+//! Network namespaces without a name, and the taps that keep them.
 //!
 //! A file of `/dev/net/tun` holds the namespace in which it was opened. So a namespace that nobody is in lives exactly as long
 //! as one of its tap's descriptors, in whatever process; with the last one everything in it is gone.
@@ -6,7 +6,6 @@
 use crate::SysError;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::thread::{CapabilitySet, LinkNameSpaceType, UnshareFlags};
-use std::ffi::c_char;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -44,27 +43,6 @@ pub fn current_network() -> Result<OwnedFd, SysError> {
 pub fn tap_file() -> Result<OwnedFd, SysError> {
     open(TUN, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
         .map_err(|error| SysError::io("open(/dev/net/tun)", error.into()))
-}
-
-/// Makes `file` a queue of the tap `name` in the namespace that the file is of. The first one makes the tap, the last one that
-/// is closed takes it away. Each frame has a `virtio_net_hdr` of 10 bytes before it, until its reader asks for another.
-pub fn attach_tap(file: BorrowedFd<'_>, name: &str) -> Result<(), SysError> {
-    // SAFETY: All its fields may be zero.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    let is_short = name.len() < request.ifr_name.len(); // A zero behind it.
-    if !is_short {
-        return Err(SysError::too_many("ioctl(TUNSETIFF)"));
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as c_char;
-    }
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
-    request.ifr_ifru.ifru_flags = flags as i16; // 16 bits of them.
-    // SAFETY: It reads and writes the request, which lives until it returns.
-    match unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as libc::Ioctl, &raw mut request) } {
-        -1 => Err(SysError::last("ioctl(TUNSETIFF)")),
-        _ => Ok(()),
-    }
 }
 
 /// The network namespace that a tap is in, by one of its queues. Needs `CAP_NET_ADMIN` there.
@@ -136,6 +114,7 @@ pub fn nft() -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attach_tap;
     use rustix::fs::fstat;
     use std::os::fd::AsFd;
     use std::thread;

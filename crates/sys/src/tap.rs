@@ -17,7 +17,7 @@ const TUNGETIFF: libc::Ioctl = 0x8004_54d2;
 const TUNSETVNETHDRSZ: libc::Ioctl = 0x4004_54d8;
 const TUNSETQUEUE: libc::Ioctl = 0x4004_54d9;
 
-/// What a tap here must have been made with, and the name of each.
+/// What a tap here is made with, and the name of each.
 const FLAGS: [(i32, &str); 4] = [
     (libc::IFF_TAP, "IFF_TAP"),
     (libc::IFF_NO_PI, "IFF_NO_PI"),
@@ -156,22 +156,49 @@ fn flags(fd: &OwnedFd) -> Result<libc::c_short, SysError> {
     }
 }
 
+/// Makes `file`, of [`tap_file`](crate::tap_file), a queue of the tap `name` in the namespace that the file is of. The first one
+/// makes the tap, the last one that is closed takes it away. Each frame has a `virtio_net_hdr` of 10 bytes before it, until
+/// [`Tap::from_fd`].
+///
+/// # Errors
+///
+/// The name is too long, or the kernel would not have it.
+pub fn attach_tap(file: BorrowedFd<'_>, name: &str) -> Result<(), SysError> {
+    let mut request = named_request(name)?;
+    request.ifr_ifru.ifru_flags = FLAGS.iter().fold(0, |all, (flag, _)| all | flag) as libc::c_short; // 16 bits of them.
+    // SAFETY: The kernel reads and writes an `ifreq` where it is told to, which outlives the call.
+    match unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as libc::Ioctl, &raw mut request) } {
+        -1 => Err(SysError::last("ioctl(TUNSETIFF)")),
+        _ => Ok(()),
+    }
+}
+
 fn empty_request() -> libc::ifreq {
     // SAFETY: Zeroes are a valid `ifreq`: it is numbers, and a union of numbers and null pointers.
     unsafe { std::mem::zeroed() }
 }
 
+/// One about the interface `name`.
+fn named_request(name: &str) -> Result<libc::ifreq, SysError> {
+    let mut request = empty_request();
+    if name.len() >= request.ifr_name.len() {
+        return Err(SysError::other("name an interface", format!("{name} is too long"))); // A zero comes behind it.
+    }
+    request.ifr_name.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from as libc::c_char);
+    Ok(request)
+}
+
 pub mod testing {
     //! For tests of what uses taps: one in a network namespace of its own, and whoever is at its other end.
 
-    use super::{FLAGS, empty_request};
-    use std::fs::{self, File};
+    use super::{attach_tap, named_request};
+    use crate::{new_network, tap_file};
+    use std::fs;
     use std::io;
-    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+    use std::os::fd::{AsFd, FromRawFd, OwnedFd};
     use std::thread;
 
-    const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
-    const NAME: &[u8] = b"tap0";
+    const NAME: &str = "tap0";
     /// A packet socket does not see what it sends itself.
     const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
 
@@ -180,23 +207,14 @@ pub mod testing {
     /// `CAP_SYS_ADMIN`.
     pub fn tap(queues: usize) -> io::Result<(Vec<OwnedFd>, OwnedFd)> {
         let made = thread::spawn(move || {
-            // SAFETY: This thread alone moves into the new namespace, and ends soon.
-            checked(unsafe { libc::unshare(libc::CLONE_NEWNET) })?;
+            new_network().map_err(io::Error::other)?;
             // Else the kernel's own frames are among those of the test. Without IPv6 there is no such file.
             let _: io::Result<()> = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
-            let queues = (0..queues).map(|_| queue()).collect::<io::Result<Vec<_>>>()?;
+            let queue = |_| tap_file().and_then(|file| attach_tap(file.as_fd(), NAME).map(|()| file));
+            let queues = (0..queues).map(queue).collect::<Result<_, _>>().map_err(io::Error::other)?;
             Ok((queues, other_end()?))
         });
         made.join().map_err(|_| io::Error::other("the thread that makes a tap panicked"))?
-    }
-
-    fn queue() -> io::Result<OwnedFd> {
-        let tun = File::options().read(true).write(true).open("/dev/net/tun")?;
-        let mut request = named();
-        request.ifr_ifru.ifru_flags = FLAGS.iter().fold(0, |all, (flag, _)| all | flag) as libc::c_short;
-        // SAFETY: The kernel reads and writes an `ifreq` where it is told to, which outlives the call.
-        checked(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETIFF, &raw mut request) })?;
-        Ok(tun.into())
     }
 
     fn other_end() -> io::Result<OwnedFd> {
@@ -208,7 +226,7 @@ pub mod testing {
         checked(raw)?;
         // SAFETY: As above.
         let socket = unsafe { OwnedFd::from_raw_fd(raw) };
-        let mut request = named();
+        let mut request = named_request(NAME).map_err(io::Error::other)?;
         request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_NOARP) as libc::c_short;
         // SAFETY: The kernel reads an `ifreq` where it is told to, which outlives the call.
         checked(unsafe { libc::ioctl(raw, libc::SIOCSIFFLAGS as libc::Ioctl, &raw const request) })?;
@@ -229,12 +247,6 @@ pub mod testing {
             checked(unsafe { libc::setsockopt(raw, libc::SOL_PACKET, option, (&raw const on).cast(), len) })?;
         }
         Ok(socket)
-    }
-
-    fn named() -> libc::ifreq {
-        let mut request = empty_request();
-        request.ifr_name.iter_mut().zip(NAME).for_each(|(to, from)| *to = *from as libc::c_char);
-        request
     }
 
     fn checked(result: libc::c_int) -> io::Result<()> {
