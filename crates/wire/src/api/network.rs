@@ -1,0 +1,36 @@
+//! What a VM reaches.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// What a VM's network reaches. The host's own addresses, other VMs and link-local addresses (those of cloud metadata) are
+/// out of reach in any case.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// What is reached by default.
+    #[serde(default)]
+    pub mode: NetworkMode,
+    /// Networks (`10.0.0.0/8`), addresses and names that it reaches, and then nothing else.
+    #[serde(default)]
+    pub allow: Vec<String>,
+    /// Networks, addresses and names that it does not reach, also where `allow` has them.
+    #[serde(default)]
+    pub deny: Vec<String>,
+    /// The most bytes a second in each direction; no limit when absent.
+    #[serde(default)]
+    pub rate_bytes: Option<u64>,
+}
+
+/// What a VM's network reaches by default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    /// It has no network device. Its ports are reached all the same, by its agent.
+    #[default]
+    None,
+    /// What the host reaches, under the host's address.
+    Nat,
+    /// Nothing: it has a device and a gateway that lets nothing through.
+    Isolated,
+}
