@@ -8,6 +8,7 @@
 
 use std::sync::atomic::Ordering;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::VirtioDevice;
@@ -56,6 +57,24 @@ pub(crate) fn read32(device: &mut impl MmioDevice, offset: u64) -> u32 {
 
 pub(crate) fn write32(device: &mut impl MmioDevice, offset: u64, value: u32) -> Effect {
     device.write(offset, &value.to_le_bytes())
+}
+
+/// Lets the device behind `transport` work until it has nothing to do.
+pub(crate) fn run<D: VirtioDevice>(transport: &mut Transport<D>, memory: &GuestMemoryMmap) {
+    for _ in 0..10_000 {
+        transport.process(memory);
+        if !host_is_ready(transport) {
+            return;
+        }
+    }
+    panic!("the device is woken for what it does not do");
+}
+
+/// Whether the device would be woken now.
+pub(crate) fn host_is_ready<D: VirtioDevice>(transport: &Transport<D>) -> bool {
+    let fd = transport.host_fd().unwrap();
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
 }
 
 impl Driver {

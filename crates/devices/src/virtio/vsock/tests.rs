@@ -13,7 +13,7 @@ use super::packet::{HEADER_BYTES, Header, STREAM, op, shutdown};
 use super::*;
 use crate::contract::device_contract;
 use crate::virtio::mmio::{MmioDevice, Transport};
-use crate::virtio::testing::{Driver, read32, write32};
+use crate::virtio::testing::{self, Driver, read32, write32};
 
 const CID: u64 = 42;
 const GUEST_PORT: u32 = 1024;
@@ -86,19 +86,11 @@ impl Machine {
 
     /// Lets the device work until it has nothing to do.
     fn run(&mut self) {
-        for _ in 0..10_000 {
-            self.transport.process(&self.driver.memory);
-            if !self.host_is_ready() {
-                return;
-            }
-        }
-        panic!("the device is woken for what it does not do");
+        testing::run(&mut self.transport, &self.driver.memory);
     }
 
     fn host_is_ready(&self) -> bool {
-        let fd = self.transport.host_fd().unwrap();
-        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
+        testing::host_is_ready(&self.transport)
     }
 
     /// The next packet that the guest finds; its buffer is offered again.
