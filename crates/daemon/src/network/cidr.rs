@@ -1,13 +1,11 @@
 //! IPv4 networks as text, and the addresses that VMs have outside.
 
-use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 /// An IPv4 network, such as `10.0.0.0/8`. Its address has no bit set that its prefix does not cover.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cidr {
     address: Ipv4Addr,
     prefix_len: u8,
@@ -60,20 +58,6 @@ impl FromStr for Cidr {
             }
             _ => Err(CidrError(text.to_owned())),
         }
-    }
-}
-
-impl TryFrom<String> for Cidr {
-    type Error = CidrError;
-
-    fn try_from(text: String) -> Result<Self, CidrError> {
-        text.parse()
-    }
-}
-
-impl From<Cidr> for String {
-    fn from(network: Cidr) -> Self {
-        network.to_string()
     }
 }
 

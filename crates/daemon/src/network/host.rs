@@ -28,8 +28,8 @@ impl Host {
     /// That of the daemon `owner`. Nothing is changed.
     pub(super) fn new(owner: &str, range: Cidr) -> Self {
         // Two daemons of one host get the same group once in two thousand million hosts; 0 is where all other links are.
-        let group =
-            owner.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)) | 1;
+        let [a, b, c, d, ..] = *blake3::hash(owner.as_bytes()).as_bytes();
+        let group = u32::from_be_bytes([a, b, c, d]) | 1;
         Self { table: format!("{LINKS}_{group:08x}"), group, range, name_server: name_server() }
     }
 
