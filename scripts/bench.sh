@@ -24,6 +24,9 @@ echo "== A toy guest, here"
 printf '\n== The store, here\n'
 "$bin/store" 512 "$bin/pando"
 
+printf '\n== Networks of VMs, here\n'
+"$bin/network"
+
 way=$("$bin/pando" doctor -o json | sed -n 's/.*"way": *"\([a-z]*\)".*/\1/p' | head -n 1) || true
 case $way in
   native)
