@@ -8,9 +8,10 @@ use crate::image::{DiskImage, Image};
 use crate::platform::Twin;
 use crate::save::SaveError;
 use crate::vm::{Vm, micros};
+use pando_devices::virtio::net::Counters;
 use pando_wire::control::{
-    Connection, Ending, Listener, MAX_CHILDREN, Origin, Phase, Request, Response, Start, StartTimings, Status, VERSION,
-    WorkingSet,
+    Connection, Ending, Frames, Listener, MAX_CHILDREN, Origin, Phase, Request, Response, Start, StartTimings, Status,
+    VERSION, WorkingSet,
 };
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::collections::VecDeque;
@@ -231,6 +232,7 @@ impl Owner {
                 self.with_seed(|seed| seed.save_without_disk(descriptors).map(|()| Response::Done))
             }
             Request::DiskSeal => self.with_seed(|seed| seed.disk_seal().map(Response::DiskSeal)),
+            Request::Frames => self.with_vm(|vm| Ok::<_, Refusal>(Response::Frames(vm.platform.frames().map(told)))),
             Request::Flush => self.with_vm(|vm| vm.flush().map(|()| Response::Done)),
             Request::Gather => {
                 self.connections[index].gathers = self.is_gathering();
@@ -434,6 +436,30 @@ enum Refusal {
     Children { asked: u32, listeners: usize },
     #[error("the pages of a VM are asked for with its pagemap")]
     Pagemap,
+}
+
+/// What is told of a network card's counters: what passed, the tap counts too.
+fn told(counters: Counters) -> Frames {
+    let Counters {
+        sent: _,
+        received: _,
+        sent_without_link,
+        sent_malformed,
+        sent_too_long,
+        sent_as_another,
+        sent_refused,
+        received_too_long,
+        received_broken,
+    } = counters;
+    Frames {
+        sent_without_link,
+        sent_malformed,
+        sent_too_long,
+        sent_as_another,
+        sent_refused,
+        received_too_long,
+        received_broken,
+    }
 }
 
 fn refused(error: &(dyn Error + 'static)) -> Response {

@@ -327,7 +327,6 @@ impl Platform {
     }
 
     /// What became of frames, in a machine with a network.
-    #[cfg(test)]
     pub(crate) fn frames(&self) -> Option<pando_devices::virtio::net::Counters> {
         self.net.as_ref().map(|net| lock(net).device().counters())
     }

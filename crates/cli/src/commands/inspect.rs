@@ -4,8 +4,9 @@ use crate::client::{Client, segment};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::{complete, out, parse, render};
-use pando_wire::api::{Network, NetworkMode, Vm};
+use pando_wire::api::{Network, NetworkMode, Passed, Vm};
 use pando_wire::duration;
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use std::time::Duration;
 #[command(after_help = "\
 Memory is that of the VM's process on the host: resident counts every page that it maps, shared or not; \
 proportional divides a shared page by its sharers; private pages are nobody else's. Sleepless is why it does not \
-hibernate though it is idle.
+hibernate though it is idle. Outside is the address that tells it apart on the host; what its network refused is told by \
+reason and packets, since the VM began.
 
 Examples:
   pando inspect web
@@ -50,6 +52,10 @@ fn render(vm: &Vm) -> String {
     add("idle timeout", vm.idle_timeout_ms.map(idle_timeout));
     add("sleepless", vm.sleepless.clone());
     add("network", network(&vm.network));
+    add("outside", vm.traffic.as_ref().map(|traffic| traffic.outside.clone()));
+    add("sent", vm.traffic.as_ref().map(|traffic| passed(traffic.sent)));
+    add("received", vm.traffic.as_ref().map(|traffic| passed(traffic.received)));
+    add("refused", vm.traffic.as_ref().and_then(|traffic| refused(&traffic.refused)));
     add("parent", vm.parent.clone());
     add("command", (!vm.command.is_empty()).then(|| vm.command.join(" ")));
     add("process", vm.pid.map(|pid| pid.to_string()));
@@ -79,11 +85,25 @@ fn network(network: &Network) -> Option<String> {
     Some([mode.to_owned()].into_iter().chain(lists).chain(rate).collect::<Vec<_>>().join(", "))
 }
 
+fn passed(passed: Passed) -> String {
+    let noun = if passed.packets == 1 { "packet" } else { "packets" };
+    format!("{} in {} {noun}", render::bytes(passed.bytes), passed.packets)
+}
+
+/// Why packets were refused and how many, if any were: most first.
+fn refused(refused: &BTreeMap<String, u64>) -> Option<String> {
+    let mut refused: Vec<_> = refused.iter().collect();
+    refused.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    let texts: Vec<_> =
+        refused.into_iter().map(|(reason, count)| format!("{count} {}", reason.replace('_', " "))).collect();
+    (!texts.is_empty()).then(|| texts.join(", "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::render::fixture::vm;
-    use pando_wire::api::Usage;
+    use pando_wire::api::{Traffic, Usage};
 
     #[test]
     fn what_a_vm_does_not_have_is_not_shown() {
@@ -104,8 +124,14 @@ process       1
         vm.usage = Some(Usage { rss_bytes: 3 << 20, pss_bytes: 2 << 20, private_bytes: 1 << 20 });
         vm.idle_timeout_ms = Some(600_000);
         vm.network = Network { mode: NetworkMode::Nat, deny: vec!["10.0.0.0/8".into()], ..Network::default() };
+        vm.traffic = Some(Traffic {
+            outside: "10.241.0.1".into(),
+            sent: Passed { packets: 1, bytes: 42 },
+            received: Passed { packets: 1200, bytes: 3 << 20 },
+            refused: BTreeMap::from([("range".into(), 1), ("to_host".into(), 7)]),
+        });
         vm.env.insert("A".to_owned(), "1".to_owned());
-        let more = "idle timeout  10m\nnetwork       nat, deny 10.0.0.0/8\nprocess       1\nresident      3 MiB\nproportional  2 MiB\nprivate       1 MiB\nenv           A=1\n";
+        let more = "idle timeout  10m\nnetwork       nat, deny 10.0.0.0/8\noutside       10.241.0.1\nsent          42 B in 1 packet\nreceived      3 MiB in 1200 packets\nrefused       7 to host, 1 range\nprocess       1\nresident      3 MiB\nproportional  2 MiB\nprivate       1 MiB\nenv           A=1\n";
         let plain = plain.trim_end_matches("process       1\n");
         assert_eq!(render(&vm), format!("{plain}{more}"));
     }

@@ -139,6 +139,7 @@ impl Fleet {
             // It may end meanwhile, and then it costs nothing.
             vm.usage = blocking(move || Ok(usage::of_process(pid).ok())).await?;
             vm.sleepless = self.0.presence.sleepless(&vm.id);
+            vm.traffic = self.traffic(&vm, live).await;
         }
         Ok(vm)
     }

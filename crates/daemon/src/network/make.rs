@@ -8,7 +8,6 @@ use super::policy::Resolved;
 use super::{GATEWAY_MAC, LINKS, NetworkError, TAP, UPLINK, nft, rules};
 use pando_sys::{attach_tap, current_network, enter_network, network_of_tap, new_network, tap_file};
 use pando_wire::network::{MAC, MAX_QUEUE_PAIRS, Network};
-use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -104,19 +103,18 @@ impl Namespace {
 
 /// Replaces the rules of the namespace that `queue`'s tap is in.
 pub(super) fn apply(queue: BorrowedFd<'_>, host: &Host, policy: &Resolved) -> Result<(), NetworkError> {
-    let namespace = network_of_tap(queue).map_err(NetworkError::Kernel)?;
-    apart(|| {
-        enter_network(namespace.as_fd()).map_err(NetworkError::Kernel)?;
-        nft::apply(&rules::of_vm(policy, host.range, host.name_server))
-    })
+    within(queue, || nft::apply(&rules::of_vm(policy, host.range, host.name_server)))
 }
 
-/// The counters of the namespace that `queue`'s tap is in.
-pub(super) fn counters(queue: BorrowedFd<'_>) -> Result<BTreeMap<String, u64>, NetworkError> {
+/// Runs `work` in the namespace that `queue`'s tap is in.
+pub(super) fn within<T: Send>(
+    queue: BorrowedFd<'_>,
+    work: impl FnOnce() -> Result<T, NetworkError> + Send,
+) -> Result<T, NetworkError> {
     let namespace = network_of_tap(queue).map_err(NetworkError::Kernel)?;
     apart(|| {
         enter_network(namespace.as_fd()).map_err(NetworkError::Kernel)?;
-        nft::counters()
+        work()
     })
 }
 
@@ -173,7 +171,7 @@ fn connect(
     for _ in 0..pairs {
         let pair = host.range.pair(*next);
         *next = (*next + 1) % pairs;
-        let name = format!("{LINKS}{:08x}", pair.0.to_bits());
+        let name = link_name(pair.0);
         match netlink.add_veth(UPLINK, &Peer { name: &name, group: host.group, namespace }) {
             Ok(()) => return Ok((name, pair)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (), // Another VM's.
@@ -181,6 +179,11 @@ fn connect(
         }
     }
     Err(NetworkError::Full { range: host.range, pairs })
+}
+
+/// What the host's end with this address is called.
+pub(super) fn link_name(address: Ipv4Addr) -> String {
+    format!("{LINKS}{:08x}", address.to_bits())
 }
 
 fn set_up(netlink: &mut Netlink, (gateway, outside): (Ipv4Addr, Ipv4Addr)) -> io::Result<()> {

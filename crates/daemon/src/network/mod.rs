@@ -28,11 +28,13 @@ mod nft; // running nft
 mod policy; // what a VM may reach
 mod pool; // those that are ready
 mod rules; // what gets through
+mod seen; // what passed, and what was refused
 
 pub use cidr::{Cidr, CidrError};
 pub use policy::{Destination, DestinationError, MAX_DESTINATIONS, Policy, RATES, Reach};
 pub use pool::READY;
 pub use rules::{FLOW_BURST, FLOWS_PER_SECOND};
+pub use seen::{Passed, Seen};
 
 use host::Host;
 use pando_sys::{NetworkLack, SysError};
@@ -257,7 +259,17 @@ impl Networks {
     ///
     /// Fails where the rules of its namespace cannot be read.
     pub fn refused(queue: BorrowedFd<'_>) -> Result<BTreeMap<String, u64>, NetworkError> {
-        make::counters(queue)
+        make::within(queue, nft::counters)
+    }
+
+    /// What passed a VM's network since the VM began, and what was refused, by the host too; by any queue of its tap. Blocks for
+    /// some 10 ms.
+    ///
+    /// # Errors
+    ///
+    /// Fails where its namespace, or the host's rules, cannot be read.
+    pub fn seen(&self, queue: BorrowedFd<'_>) -> Result<Seen, NetworkError> {
+        seen::seen(queue, &self.host)
     }
 
     /// The end: what is ready goes, and the host's table with it if no VM needs it. VMs keep theirs. Blocks for some tenths of a

@@ -4,7 +4,9 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Stats64,
+};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
@@ -54,6 +56,48 @@ impl Netlink {
         let answers = self.ask(RouteNetlinkMessage::GetLink(message), NLM_F_ACK)?;
         let link = answers.into_iter().find_map(link_of);
         link.map(|link| link.index).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// The index of the link `name`, and what passed it.
+    pub(super) fn passed(&mut self, name: &str) -> io::Result<(u32, Stats64)> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        let answers = self.ask(RouteNetlinkMessage::GetLink(message), NLM_F_ACK)?;
+        let passed = answers.into_iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => {
+                let index = link.header.index;
+                link.attributes.into_iter().find_map(|attribute| match attribute {
+                    LinkAttribute::Stats64(stats) => Some((index, stats)),
+                    _ => None,
+                })
+            }
+            _ => None,
+        });
+        passed.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// The first IPv4 address of the link with this index.
+    pub(super) fn address(&mut self, index: u32) -> io::Result<Ipv4Addr> {
+        let of_link = |(link, address)| (link == index).then_some(address);
+        self.addresses()?.into_iter().find_map(of_link).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// All IPv4 addresses, each with the index of its link.
+    pub(super) fn addresses(&mut self) -> io::Result<Vec<(u32, Ipv4Addr)>> {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        let answers = self.ask(RouteNetlinkMessage::GetAddress(message), NLM_F_DUMP)?;
+        let address_of = |answer| match answer {
+            RouteNetlinkMessage::NewAddress(message) => {
+                let own = message.attributes.into_iter().find_map(|attribute| match attribute {
+                    AddressAttribute::Local(IpAddr::V4(address)) => Some(address),
+                    _ => None,
+                });
+                own.map(|address| (message.header.index, address))
+            }
+            _ => None,
+        };
+        Ok(answers.into_iter().filter_map(address_of).collect())
     }
 
     /// All links.

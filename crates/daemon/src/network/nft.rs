@@ -1,9 +1,13 @@
 //! Running `nft`, in the namespace that the calling thread is in.
 
 use super::NetworkError;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
+
+/// Packets by the name of what counted them.
+pub(super) type Counts = BTreeMap<String, u64>;
 
 /// Applies `rules`: all or none.
 pub(super) fn apply(rules: &str) -> Result<(), NetworkError> {
@@ -23,17 +27,38 @@ pub(super) fn apply(rules: &str) -> Result<(), NetworkError> {
 }
 
 /// The packets that each named counter has seen.
-pub(super) fn counters() -> Result<BTreeMap<String, u64>, NetworkError> {
-    let output = command(&["-j", "list", "counters"])?.output().map_err(|source| NetworkError::Nft { source })?;
-    check(&output)?;
-    let listed: serde_json::Value =
-        serde_json::from_slice(&output.stdout).map_err(|error| NetworkError::Nft { source: error.into() })?;
+pub(super) fn counters() -> Result<Counts, NetworkError> {
+    let listed = list(&["counters"])?;
     let objects = listed["nftables"].as_array().into_iter().flatten();
-    let counter_of = |object: &serde_json::Value| {
+    let counter_of = |object: &Value| {
         let counter = object.get("counter")?;
         Some((counter["name"].as_str()?.to_owned(), counter["packets"].as_u64()?))
     };
     Ok(objects.filter_map(counter_of).collect())
+}
+
+/// Of each set of links in the table `table` of family `inet`: its name, and the packets that it has counted by link.
+pub(super) fn counted_by_link(table: &str) -> Result<Vec<(String, Counts)>, NetworkError> {
+    let listed = list(&["table", "inet", table])?;
+    let objects = listed["nftables"].as_array().into_iter().flatten();
+    let element_of = |element: &Value| {
+        let element = element.get("elem")?;
+        Some((element["val"].as_str()?.to_owned(), element["counter"]["packets"].as_u64()?))
+    };
+    let set_of = |object: &Value| {
+        let set = object.get("set").filter(|set| set["type"] == "iface_index")?;
+        let elements = set["elem"].as_array().into_iter().flatten().filter_map(element_of);
+        Some((set["name"].as_str()?.to_owned(), elements.collect()))
+    };
+    Ok(objects.filter_map(set_of).collect())
+}
+
+/// What `nft list` lists, as JSON.
+fn list(what: &[&str]) -> Result<Value, NetworkError> {
+    let output =
+        command(&[&["-j", "list"][..], what].concat())?.output().map_err(|source| NetworkError::Nft { source })?;
+    check(&output)?;
+    serde_json::from_slice(&output.stdout).map_err(|error| NetworkError::Nft { source: error.into() })
 }
 
 /// The names of this host's tables of family `inet`.

@@ -11,6 +11,10 @@ use std::net::Ipv4Addr;
 pub const FLOWS_PER_SECOND: u32 = 500;
 /// See [`FLOWS_PER_SECOND`].
 pub const FLOW_BURST: u32 = 2000;
+/// How many VMs are counted by themselves when the host has refused them something.
+const MAX_NOTED: u32 = 65_536;
+/// What the name of a set of [`notes`] ends with.
+pub(super) const BY: &str = "_by";
 /// What a limited VM may at least send at once, in bytes: a packet that the guest leaves for the host to cut has 64 KiB.
 const LEAST_BURST: u64 = 256 << 10;
 
@@ -130,17 +134,20 @@ pub(super) fn of_host(host: &Host) -> String {
         None => String::new(),
     };
     let [to_host, to_vm] = ["to_host", "to_vm"].map(counted);
+    let [note_host, note_vm] = ["to_host", "to_vm"].map(noted);
     format!(
         "
 add table inet {table}
 delete table inet {table}
 table inet {table} {{
   {counters}
+  {by_link}
   chain prerouting {{
     type filter hook prerouting priority mangle; policy accept;
     iifgroup != {group} accept
     ct state established,related accept
     {asked}
+    fib daddr type local {note_host}
     fib daddr type local {to_host} reject with icmpx admin-prohibited
   }}
   chain input {{
@@ -148,12 +155,14 @@ table inet {table} {{
     iifgroup != {group} accept
     ct state established,related accept
     {asked}
+    {note_host}
     {to_host} drop
   }}
   chain forward {{
     type filter hook forward priority filter - 1; policy accept;
     oifgroup {group} ct state established,related accept
     oifgroup {group} {to_vm} drop
+    iifgroup {group} oifname \"{LINKS}*\" {note_vm}
     iifgroup {group} oifname \"{LINKS}*\" {to_vm} drop
     iifgroup {group} ct state invalid drop
   }}
@@ -164,6 +173,7 @@ table inet {table} {{
 }}
 ",
         counters = counters(&["to_host", "to_vm"]),
+        by_link = ["to_host", "to_vm"].map(notes).join("\n  "),
     )
 }
 
@@ -192,6 +202,17 @@ fn counters(names: &[&str]) -> String {
 
 fn counted(name: &str) -> String {
     format!("counter name {name}")
+}
+
+/// A set of the links that sent what was refused for this reason: each VM's share of the counter with its name. No link ever
+/// has the index of one that is gone. When it is full, nobody new is counted, and is refused all the same.
+fn notes(name: &str) -> String {
+    format!("set {name}{BY} {{ type iface_index; size {MAX_NOTED}; flags dynamic,timeout; timeout 7d; }}")
+}
+
+/// Counts in such a set. A rule of its own, as what follows must not depend on it.
+fn noted(name: &str) -> String {
+    format!("update @{name}{BY} {{ iif counter }}")
 }
 
 fn mac(bytes: [u8; 6]) -> String {

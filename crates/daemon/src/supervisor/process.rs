@@ -4,9 +4,10 @@
 use crate::ready::{Held, register};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, getpgid, getpgrp, pidfd_open, pidfd_send_signal, waitpgid, waitpid,
+    Pid, PidfdFlags, PidfdGetfdFlags, Signal, WaitOptions, getpgid, getpgrp, pidfd_getfd, pidfd_open,
+    pidfd_send_signal, waitpgid, waitpid,
 };
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -14,6 +15,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
+/// What `/proc` calls the file of a tap's queue.
+const TUN: &str = "/dev/net/tun";
 /// How long a monitor that has announced its end may take to be gone.
 const EXIT_LIMIT: Duration = Duration::from_millis(500);
 /// How long the kernel may take to end a process that has gigabytes to give back.
@@ -57,6 +60,21 @@ impl Process {
             0 => Ok(pagemap),
             _ => Err(io::Error::new(io::ErrorKind::NotFound, "the process has ended")),
         }
+    }
+
+    /// A queue of its tap, if it has one. As long as this descriptor is open the tap is there, also when the process has ended.
+    ///
+    /// By whoever may trace it: its own user's daemon, where nothing forbids it, or root.
+    pub(crate) fn tap(&self) -> io::Result<Option<OwnedFd>> {
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.pid()))? {
+            let entry = entry?;
+            let is_tap = fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == TUN);
+            if let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()).filter(|_| is_tap) {
+                // Of the process that is held: had another its number by now, nothing would be found here.
+                return Ok(Some(pidfd_getfd(&self.fd.get_ref().0, number, PidfdGetfdFlags::empty())?));
+            }
+        }
+        Ok(None)
     }
 
     /// Waits until it has exited. It may still have to be reaped.

@@ -68,6 +68,7 @@ pub(crate) fn serve(monitor: &Arc<Monitor>, connection: Connection) {
             Request::Save => save(monitor, true, None, descriptors),
             Request::SaveSince(earlier) => save(monitor, true, Some(earlier), descriptors),
             Request::SaveWithoutDisk => save(monitor, false, None, descriptors),
+            Request::Frames => Response::Frames(None),
             Request::Flush => flush(monitor),
             Request::DiskSeal if monitor.name.contains("untold") => return, // As one that does not know of it.
             Request::DiskSeal => Response::DiskSeal(DiskSeal { life: [5; 16], slots: std::process::id().into() }),

@@ -157,3 +157,32 @@ fn link_local_addresses_and_other_vms_are_out_of_reach() {
         assert_eq!(after, (before.0 + 1, before.1 + 1));
     });
 }
+
+#[test]
+fn what_a_vm_was_refused_is_shown_of_that_vm_and_of_no_other() {
+    on_a_host(|| {
+        let _internet = internet();
+        let networks = networks();
+        let taken = [(); 2].map(|()| block_on(networks.take(1, &Policy::default())).unwrap());
+        let outside = [taken[0].outside, taken[1].outside];
+        let [mut mine, others] = taken.map(|taken| Tap::new(taken.queues));
+        let seen = |tap: &Tap| networks.seen(tap.queues[0].as_fd()).unwrap();
+        assert_eq!([seen(&mine).outside, seen(&others).outside], outside);
+        let before = seen(&mine);
+
+        assert_eq!(ask(&mut mine, INTERNET, 7), Some("answer"));
+        assert_eq!(ask(&mut mine, HOST, 7), Some("refusal"));
+        assert_eq!(ask(&mut mine, HOST, 7), Some("refusal"));
+        assert_eq!(ask(&mut mine, outside[1], 7), Some("refusal"));
+        let after = seen(&mine);
+        assert_eq!(after.refused.get("to_host"), Some(&2), "{after:?}");
+        assert_eq!((after.refused["range"], after.refused["spoofed_mac"]), (1, 0));
+        assert_eq!(after.sent.packets - before.sent.packets, 4);
+        let frame_bytes = 14 + 20 + 8 + 3;
+        assert_eq!(after.sent.bytes - before.sent.bytes, 4 * frame_bytes);
+        assert_eq!(after.received.packets - before.received.packets, 4, "an answer, three refusals");
+
+        let other = seen(&others);
+        assert_eq!((other.refused.get("to_host"), other.refused["range"]), (None, 0), "{other:?}");
+    });
+}

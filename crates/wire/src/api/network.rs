@@ -1,6 +1,7 @@
 //! What a VM reaches.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// What a VM's network reaches. The host's own addresses, other VMs and link-local addresses (those of cloud metadata) are
@@ -33,4 +34,27 @@ pub enum NetworkMode {
     Nat,
     /// Nothing: it has a device and a gateway that lets nothing through.
     Isolated,
+}
+
+/// What passed a VM's network since the VM began, and what was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Traffic {
+    /// Its address on the host. Nobody reaches the VM by it; it tells VMs apart in the host's logs.
+    pub outside: String,
+    /// What the guest sent, also what was refused.
+    pub sent: Passed,
+    /// What the guest was sent, and got as far as its tap.
+    pub received: Passed,
+    /// How many packets were refused, by the name of the reason, as the daemon's documentation of networks lists them. Reasons
+    /// that there was no occasion for are absent.
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// Packets in one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Passed {
+    /// How many.
+    pub packets: u64,
+    /// Their bytes, Ethernet headers included.
+    pub bytes: u64,
 }

@@ -1,6 +1,6 @@
 //! A VM, as the daemon sees it.
 
-use super::network::Network;
+use super::network::{Network, Traffic};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -48,6 +48,9 @@ pub struct Vm {
     /// What its network reaches.
     #[serde(default)]
     pub network: Network,
+    /// What passed its network, when asked for one VM, it runs, and that can be found out.
+    #[serde(default)]
+    pub traffic: Option<Traffic>,
 }
 
 /// What a VM's memory costs (`smaps_rollup` of its monitor), in bytes.

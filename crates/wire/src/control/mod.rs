@@ -73,6 +73,8 @@ pub enum Request {
     /// [`Request::Save`], where an earlier seed's disk was sealed like this: blocks that still lie where they lay then are
     /// said to be the same, too, if it is the same disk.
     SaveSince(DiskSeal),
+    /// What became of the frames of the VM's network card: [`Response::Frames`].
+    Frames,
 }
 
 /// What one seal of a disk is known by.
@@ -212,6 +214,27 @@ pub enum Response {
     Refused(Vec<String>),
     /// Answer to [`Request::DiskSeal`].
     DiskSeal(DiskSeal),
+    /// Answer to [`Request::Frames`]; nothing in a machine without a network card.
+    Frames(Option<Frames>),
+}
+
+/// Frames that came no further than the network card, since the monitor began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frames {
+    /// Sent while the link was down.
+    pub sent_without_link: u64,
+    /// Sent with headers that cannot be, or too short for any.
+    pub sent_malformed: u64,
+    /// Sent, and longer than frames may be.
+    pub sent_too_long: u64,
+    /// Sent from another hardware address than the card's.
+    pub sent_as_another: u64,
+    /// Sent, and not taken by the tap.
+    pub sent_refused: u64,
+    /// Received, and longer than all buffers that the driver had for it.
+    pub received_too_long: u64,
+    /// Received, and not handed over by the tap.
+    pub received_broken: u64,
 }
 
 /// Pages of guest memory.
@@ -351,6 +374,7 @@ mod tests {
         assert_eq!(encoded(&Request::DiskSeal), [13]);
         let seal = DiskSeal { life: [7; 16], slots: 5 };
         assert_eq!(encoded(&Request::SaveSince(seal)), [&[14][..], &[7; 16], &[5]].concat());
+        assert_eq!(encoded(&Request::Frames), [15]);
     }
 
     /// See [`every_request_is_encoded_as_ever`].
@@ -391,6 +415,16 @@ mod tests {
         assert_eq!(encoded(&Response::Refused(vec!["r".into()])), [6, 1, 1, b'r']);
         let seal = DiskSeal { life: [7; 16], slots: 5 };
         assert_eq!(encoded(&Response::DiskSeal(seal)), [&[7][..], &[7; 16], &[5]].concat());
+        let frames = Frames {
+            sent_without_link: 1,
+            sent_malformed: 2,
+            sent_too_long: 3,
+            sent_as_another: 4,
+            sent_refused: 5,
+            received_too_long: 6,
+            received_broken: 7,
+        };
+        assert_eq!(encoded(&Response::Frames(Some(frames))), [8, 1, 1, 2, 3, 4, 5, 6, 7]);
     }
 
     #[test]

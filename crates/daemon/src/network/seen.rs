@@ -1,0 +1,53 @@
+//! What passed a VM's network, and what was refused: in its namespace, and by the host.
+
+use super::host::Host;
+use super::netlink::Netlink;
+use super::{NetworkError, TAP, UPLINK, make, nft, rules};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::os::fd::BorrowedFd;
+
+/// What passed, and what was refused, since the VM began.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// The VM's address on this host.
+    pub outside: Ipv4Addr,
+    /// What the tap got of the guest, also what was refused then.
+    pub sent: Passed,
+    /// What the guest was given.
+    pub received: Passed,
+    /// How many packets were refused, by the name of the reason. Of the host's own reasons those alone that there were.
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// Packets, and their bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// How many.
+    pub packets: u64,
+    /// With their Ethernet headers.
+    pub bytes: u64,
+}
+
+/// What the namespace that `queue`'s tap is in has seen, and what `host` has refused it.
+pub(super) fn seen(queue: BorrowedFd<'_>, host: &Host) -> Result<Seen, NetworkError> {
+    let failed = || NetworkError::rtnetlink("look at the links of a VM");
+    let mut seen = make::within(queue, || {
+        let mut netlink = Netlink::open().map_err(failed())?;
+        let (_, tap) = netlink.passed(TAP).map_err(failed())?;
+        let (uplink, _) = netlink.passed(UPLINK).map_err(failed())?;
+        Ok(Seen {
+            outside: netlink.address(uplink).map_err(failed())?,
+            sent: Passed { packets: tap.rx_packets, bytes: tap.rx_bytes },
+            received: Passed { packets: tap.tx_packets, bytes: tap.tx_bytes },
+            refused: nft::counters()?,
+        })
+    })?;
+    let link = make::link_name(Ipv4Addr::from_bits(seen.outside.to_bits() & !1)); // The pair's first.
+    for (set, by_link) in nft::counted_by_link(&host.table)? {
+        if let (Some(reason), Some(count)) = (set.strip_suffix(rules::BY), by_link.get(&link)) {
+            seen.refused.insert(reason.to_owned(), *count);
+        }
+    }
+    Ok(seen)
+}
