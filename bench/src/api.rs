@@ -1,6 +1,6 @@
 //! A daemon of a benchmark's own, and its API without a program in between whose start would be measured as well.
 
-use pando_wire::api::{ExecReport, ExecRequest, Network, RunRequest, Vm};
+use pando_wire::api::{ExecReport, ExecRequest, NetworkMode, NetworkRequest, RunRequest, Vm};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -112,7 +112,8 @@ impl Daemon {
             symlink("busybox", root.join("bin").join(applet))?;
         }
         fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
-        let printed = self.pando(&["run", "--name", "import", "-o", "json", &root.display().to_string()])?;
+        let printed =
+            self.pando(&["run", "--name", "import", "--net", "none", "-o", "json", &root.display().to_string()])?;
         let vm: Value = parse(printed.as_bytes())?;
         self.remove("import")?;
         let digest = vm.get("image").and_then(Value::as_str).map(str::to_owned);
@@ -149,7 +150,7 @@ impl Daemon {
             user: None,
             kernel: None,
             idle_timeout_ms: None,
-            network: Network::default(),
+            network: NetworkRequest { mode: Some(NetworkMode::None), ..NetworkRequest::default() },
         };
         self.call("POST", "/vms", &request)
     }

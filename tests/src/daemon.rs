@@ -58,6 +58,8 @@ impl TestDaemon {
             _guard: guard,
         };
         daemon.wait_until_it_answers();
+        // A network costs time, and is there for the tests that ask for one. Binaries of before have none by themselves.
+        daemon.pando(&["config", "set", "net", "none"]);
         daemon
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The only place that knows settings by their names and as text: elsewhere they are fields of [`Settings`].
 
-use pando_wire::api::Setting;
+use pando_wire::api::{NetworkMode, Setting};
 use pando_wire::duration;
 use std::time::Duration;
 
@@ -14,6 +14,18 @@ const IDLE_TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_secs(1).
 pub(crate) struct Settings {
     /// After how long without use a VM hibernates by itself; never when `None`.
     pub(crate) idle_timeout: Option<Duration>,
+    /// The network of a VM that does not say which it wants.
+    pub(crate) net: Net,
+}
+
+/// The network of a VM that does not say which it wants.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Net {
+    /// What the host reaches, and none where none can be made.
+    #[default]
+    Auto,
+    /// This one, and no VM where it cannot be made.
+    Always(NetworkMode),
 }
 
 /// One of them, as people know it.
@@ -26,14 +38,24 @@ struct Key {
     show: fn(&Settings) -> String,
 }
 
-const KEYS: [Key; 1] = [Key {
-    name: "idle-timeout",
-    about: "a VM without exec, API or CPU use for so long hibernates by itself: a duration, or off",
-    set: |settings, value| idle_timeout(value).map(|timeout| settings.idle_timeout = timeout),
-    show: |settings| settings.idle_timeout.map_or_else(|| OFF.to_owned(), duration::show),
-}];
+const KEYS: [Key; 2] = [
+    Key {
+        name: "idle-timeout",
+        about: "a VM without exec, API or CPU use for so long hibernates by itself: a duration, or off",
+        set: |settings, value| idle_timeout(value).map(|timeout| settings.idle_timeout = timeout),
+        show: |settings| settings.idle_timeout.map_or_else(|| OFF.to_owned(), duration::show),
+    },
+    Key {
+        name: "net",
+        about: "the network of a VM that is run without --net: nat, none, isolated, or auto, which is nat where that can be",
+        set: |settings, value| net(value).map(|net| settings.net = net),
+        show: |settings| net_name(settings.net).to_owned(),
+    },
+];
 
 const OFF: &str = "off";
+const NETS: [Net; 4] =
+    [Net::Always(NetworkMode::Nat), Net::Always(NetworkMode::None), Net::Always(NetworkMode::Isolated), Net::Auto];
 
 /// Why a setting cannot be read or set.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -105,6 +127,20 @@ fn idle_timeout(value: &str) -> Result<Option<Duration>, String> {
     check_idle_timeout(timeout).map(|()| Some(timeout))
 }
 
+fn net(value: &str) -> Result<Net, String> {
+    let found = NETS.into_iter().find(|net| net_name(*net) == value);
+    found.ok_or_else(|| format!("it is {}", NETS.map(net_name).join(", ")))
+}
+
+fn net_name(net: Net) -> &'static str {
+    match net {
+        Net::Auto => "auto",
+        Net::Always(NetworkMode::None) => "none",
+        Net::Always(NetworkMode::Nat) => "nat",
+        Net::Always(NetworkMode::Isolated) => "isolated",
+    }
+}
+
 /// Whether a VM can hibernate after `timeout`, or in a sentence why not.
 pub(crate) fn check_idle_timeout(timeout: Duration) -> Result<(), String> {
     if IDLE_TIMEOUT.contains(&timeout) {
@@ -148,9 +184,21 @@ mod tests {
     }
 
     #[test]
+    fn a_network_is_one_of_four_words() {
+        let mut settings = Settings::default();
+        assert_eq!(settings.net, Net::Auto);
+        for net in NETS {
+            settings.set("net", net_name(net)).unwrap();
+            assert_eq!(settings.net, net);
+        }
+        let refused = settings.set("net", "bridge").unwrap_err().to_string();
+        assert_eq!(refused, "net cannot be \"bridge\": it is nat, none, isolated, auto");
+    }
+
+    #[test]
     fn what_no_build_knows_is_refused_by_name_and_does_not_hurt_when_it_was_written_down() {
         let unknown = Settings::default().get("color").unwrap_err().to_string();
-        assert_eq!(unknown, "no setting is called color: there is idle-timeout");
+        assert_eq!(unknown, "no setting is called color: there is idle-timeout, net");
         let rows = [("color", "red"), ("idle-timeout", "2m")].map(|(key, value)| (key.to_owned(), value.to_owned()));
         assert_eq!(Settings::remembered(&rows).idle_timeout, Some(Duration::from_secs(120)));
     }

@@ -41,8 +41,8 @@ async fn what_is_no_setting_or_cannot_be_its_value_is_refused_and_changes_nothin
     let color = "/settings/color";
     for answer in [daemon.get(color).await, daemon.put(color, json!({"value": "1"})).await, daemon.delete(color).await]
     {
-        let sentence = json!({"error": "no setting is called color: there is idle-timeout"});
+        let sentence = json!({"error": "no setting is called color: there is idle-timeout, net"});
         assert_eq!((answer.0.as_u16(), answer.1), (404, sentence));
     }
-    assert_eq!(daemon.get("/settings").await.1.as_array().unwrap().len(), 1);
+    assert_eq!(daemon.get("/settings").await.1.as_array().unwrap().len(), 2);
 }

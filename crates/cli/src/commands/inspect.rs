@@ -51,7 +51,7 @@ fn render(vm: &Vm) -> String {
     add("ending", vm.ending.clone());
     add("idle timeout", vm.idle_timeout_ms.map(idle_timeout));
     add("sleepless", vm.sleepless.clone());
-    add("network", network(&vm.network));
+    add("network", Some(network(&vm.network)));
     add("outside", vm.traffic.as_ref().map(|traffic| traffic.outside.clone()));
     add("sent", vm.traffic.as_ref().map(|traffic| passed(traffic.sent)));
     add("received", vm.traffic.as_ref().map(|traffic| passed(traffic.received)));
@@ -72,17 +72,17 @@ fn idle_timeout(ms: u64) -> String {
     if ms == 0 { "off".to_owned() } else { duration::show(Duration::from_millis(ms)) }
 }
 
-/// What it reaches, if it has a network at all.
-fn network(network: &Network) -> Option<String> {
+/// What it reaches.
+fn network(network: &Network) -> String {
     let mode = match network.mode {
-        NetworkMode::None => return None,
+        NetworkMode::None => "none",
         NetworkMode::Nat => "nat",
         NetworkMode::Isolated => "isolated",
     };
     let lists = [("allow", &network.allow), ("deny", &network.deny)].into_iter().filter(|(_, list)| !list.is_empty());
     let lists = lists.map(|(label, list)| format!("{label} {}", list.join(" ")));
     let rate = network.rate_bytes.map(|rate| format!("at most {} a second", render::bytes(rate)));
-    Some([mode.to_owned()].into_iter().chain(lists).chain(rate).collect::<Vec<_>>().join(", "))
+    [mode.to_owned()].into_iter().chain(lists).chain(rate).collect::<Vec<_>>().join(", ")
 }
 
 fn passed(passed: Passed) -> String {
@@ -117,6 +117,7 @@ created       1970-01-01 00:00:00 UTC
 image         d1
 cpus          2
 memory        512 MiB
+network       none
 process       1
 ";
         assert_eq!(render(&vm), plain);
@@ -132,7 +133,7 @@ process       1
         });
         vm.env.insert("A".to_owned(), "1".to_owned());
         let more = "idle timeout  10m\nnetwork       nat, deny 10.0.0.0/8\noutside       10.241.0.1\nsent          42 B in 1 packet\nreceived      3 MiB in 1200 packets\nrefused       7 to host, 1 range\nprocess       1\nresident      3 MiB\nproportional  2 MiB\nprivate       1 MiB\nenv           A=1\n";
-        let plain = plain.trim_end_matches("process       1\n");
+        let plain = plain.trim_end_matches("network       none\nprocess       1\n");
         assert_eq!(render(&vm), format!("{plain}{more}"));
     }
 }

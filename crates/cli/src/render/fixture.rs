@@ -23,6 +23,7 @@ pub(crate) fn vm(name: &str, parent: Option<&str>, created_ms: i64) -> Vm {
         usage: None,
         idle_timeout_ms: None,
         network: Network::default(),
+        no_network: None,
         traffic: None,
         sleepless: None,
     }

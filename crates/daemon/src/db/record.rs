@@ -77,6 +77,7 @@ impl Record {
             idle_timeout_ms: self.idle_timeout_ms,
             sleepless: None,
             network: self.network,
+            no_network: None,
             traffic: None,
         }
     }

@@ -38,7 +38,6 @@ impl Fleet {
     /// Creates a VM, boots it and waits until its agent answers. Either there is a running VM then, or nothing.
     pub(crate) async fn run(&self, request: RunRequest) -> Result<Vm, FleetError> {
         let request = checked(request)?;
-        self.check_network(&request.network)?;
         let kvm = self.0.kvm.clone();
         blocking(move || open_kvm(&kvm)).await?;
         let named = request.name.as_deref();
@@ -51,6 +50,7 @@ impl Fleet {
             return Err(FleetError::NoSuchImage(request.image));
         };
         let disk_bytes = disk_bytes(request.disk_bytes, image.size_bytes)?;
+        let (network, no_network) = self.choose_network(request.network).await?;
 
         let id = Uuid::now_v7();
         // Before anybody can see it.
@@ -79,7 +79,7 @@ impl Fleet {
             sleep: None,
             woken: None,
             idle_timeout_ms: request.idle_timeout_ms,
-            network: request.network,
+            network,
         };
         let inserted = self.0.db.insert_vms(move |is_taken| {
             let name = chosen.unwrap_or_else(|| names::made_up(id, is_taken));
@@ -97,7 +97,7 @@ impl Fleet {
             return Err(error);
         }
         drop(turn);
-        self.get(&record.id).await
+        Ok(Vm { no_network, ..self.get(&record.id).await? })
     }
 
     /// Boots a stopped VM again, from what its disk had when it ended.

@@ -8,8 +8,9 @@ use super::{Fleet, blocking};
 use crate::db::Record;
 use crate::monitor::{Monitor, SHORT};
 use crate::network::{Destination, DestinationError, NetworkError, Policy, Reach, Seen, Taken};
+use crate::settings::Net;
 use crate::supervisor::Live;
-use pando_wire::api::{Network, NetworkMode, Passed, Traffic, Vm};
+use pando_wire::api::{Network, NetworkMode, NetworkRequest, Passed, Traffic, Vm};
 use pando_wire::control::{Frames, Request, Response, StartNetwork};
 use pando_wire::network::{MAX_QUEUE_PAIRS, Network as Inside};
 use std::collections::BTreeMap;
@@ -37,8 +38,30 @@ impl Given {
 }
 
 impl Fleet {
-    /// Refuses a network that cannot be, before anything is made for the VM.
-    pub(super) fn check_network(&self, network: &Network) -> Result<(), FleetError> {
+    /// The network of a VM that asks for `request`; and why that is none, where nobody said that it should be. One that cannot
+    /// be is refused, before anything is made for the VM.
+    pub(super) async fn choose_network(
+        &self,
+        request: NetworkRequest,
+    ) -> Result<(Network, Option<String>), FleetError> {
+        let NetworkRequest { mode, allow, deny, rate_bytes } = request;
+        let is_told = !allow.is_empty() || !deny.is_empty() || rate_bytes.is_some();
+        let (mode, lack) = match (mode, self.0.settings.now().net) {
+            (Some(mode), _) => (mode, None),
+            (None, _) if is_told => (NetworkMode::Nat, None),
+            (None, Net::Always(mode)) => (mode, None),
+            (None, Net::Auto) => match self.0.networks.prove().await {
+                Ok(()) => (NetworkMode::Nat, None),
+                Err(error) => (NetworkMode::None, Some(FleetError::NoNetwork(error).because().join(": "))),
+            },
+        };
+        let network = Network { mode, allow, deny, rate_bytes };
+        self.check_network(&network)?;
+        Ok((network, lack))
+    }
+
+    /// Refuses a network that cannot be.
+    fn check_network(&self, network: &Network) -> Result<(), FleetError> {
         match policy(network)? {
             None => Ok(()),
             Some(policy) => {

@@ -188,6 +188,17 @@ impl Networks {
         pando_sys::network_lack().map_or(Ok(()), Err)
     }
 
+    /// Whether a VM can have one now, which is made for that unless one is ready: some 10 ms. The first changes the host, as
+    /// [`Networks::refill`] has it.
+    ///
+    /// # Errors
+    ///
+    /// Says why not.
+    pub async fn prove(&self) -> Result<(), NetworkError> {
+        self.support().map_err(NetworkError::Lack)?;
+        self.pool.prove().await
+    }
+
     /// What a daemon does when it begins: the host's table of an earlier one that was killed goes if no VM needs it. If one
     /// does, networks go on to be made. Where there cannot be any, there is nothing to do. Blocks for some milliseconds.
     ///

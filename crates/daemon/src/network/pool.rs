@@ -58,6 +58,16 @@ impl Pool {
         waiting.await.unwrap_or(Err(NetworkError::Over))
     }
 
+    /// Whether one is ready, or can be made: then that one is.
+    pub(super) async fn prove(&self) -> Result<(), NetworkError> {
+        if self.ready() > 0 {
+            return Ok(());
+        }
+        let made = self.take().await?;
+        self.shared.lock().ready.push_front(made);
+        Ok(())
+    }
+
     /// How many are ready.
     pub(super) fn ready(&self) -> usize {
         self.shared.lock().ready.len()

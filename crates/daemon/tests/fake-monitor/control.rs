@@ -108,11 +108,14 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
         }
     };
     let wanted = 6 + inherited + more + if recovers { inherited } else { 0 };
-    assert_eq!(descriptors.len(), wanted, "{start:?}");
+    let queues = start.network.map_or(0, |network| usize::from(network.queue_pairs));
+    assert_eq!(descriptors.len(), wanted + queues, "{start:?}");
     if monitor.name == "refused" {
         return Response::Refused(vec!["the machine is broken".into(), "no such device".into()]);
     }
 
+    let mut descriptors = descriptors;
+    let queues = descriptors.split_off(wanted);
     let mut descriptors = descriptors.into_iter();
     let _kvm = descriptors.next();
     let mut console = File::from(descriptors.next().unwrap());
@@ -158,6 +161,7 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
         state.phase = if is_asleep { Phase::Paused } else { Phase::Running };
         state.disk = Some(data); // Its lock is held as long as it is open.
         state.journal = Some(journal);
+        state.queues = queues;
         // All of its memory has arrived, but for those of which that is not to be before they are asked to gather it.
         if ["arriving", "far", "lately"].contains(&monitor.name.as_str()) {
             state.pages = pages;

@@ -9,6 +9,7 @@ mod pages; // what stands between it and the store
 
 use pando_wire::control::{Connection, Ending, Listener, Phase, Response, WorkingSet};
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -35,6 +36,8 @@ struct State {
     flushed: String,
     /// The name that its agent was given.
     adopted: String,
+    /// Its tap, which is there for as long as these are open.
+    queues: Vec<OwnedFd>,
     /// The page server that its memory comes from.
     pages: Vec<UnixStream>,
     expected: WorkingSet,
@@ -96,6 +99,7 @@ fn serve(name: &str, expected: WorkingSet) {
             journal: None,
             flushed: String::new(),
             adopted: String::new(),
+            queues: Vec::new(),
             pages: Vec::new(),
             expected,
             is_on_time: false,

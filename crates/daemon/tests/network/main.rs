@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod daemon; // networks of a daemon's VMs
 mod escape; // what a guest must not reach
 mod guest; // a guest's side of a tap
 mod life; // what is left of networks
+#[path = "../support/mod.rs"]
+mod support; // a daemon
 mod world; // host and internet
 
 use guest::{Guest, OWN, Tap, frame, packet, tcp_segment, udp};

@@ -58,6 +58,8 @@ impl Daemon {
     /// Waits until it answers: it listens before it has taken over the VMs of the one before.
     pub(crate) async fn wait(&self) {
         eventually("the daemon answers", async || self.attempt(Method::GET, "/version", Value::Null).await).await;
+        // Its VMs are programs, and this computer is not to be changed for them.
+        assert!(self.attempt(Method::PUT, "/settings/net", json!({"value": "none"})).await);
     }
 
     /// Ends it, as SIGTERM does.

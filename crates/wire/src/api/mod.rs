@@ -22,7 +22,7 @@ pub use exec::{ExecReport, ExecRequest};
 pub use fork::{ChildReport, ChildSpec, ForkReport, ForkRequest};
 pub use image::Image;
 pub use meta::{Error, NO_ROUTE, Version};
-pub use network::{Network, NetworkMode, Passed, Traffic};
+pub use network::{Network, NetworkMode, NetworkRequest, Passed, Traffic};
 pub use port::{Port, PortRequest};
 pub use run::RunRequest;
 pub use setting::{Setting, SettingRequest};

@@ -23,6 +23,25 @@ pub struct Network {
     pub rate_bytes: Option<u64>,
 }
 
+/// What a VM's network is to reach. See [`Network`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkRequest {
+    /// What is reached by default. When absent: what the host reaches, if anything is allowed, denied or limited; else as the
+    /// setting `net` says.
+    #[serde(default)]
+    pub mode: Option<NetworkMode>,
+    /// See [`Network::allow`].
+    #[serde(default)]
+    pub allow: Vec<String>,
+    /// See [`Network::deny`].
+    #[serde(default)]
+    pub deny: Vec<String>,
+    /// See [`Network::rate_bytes`].
+    #[serde(default)]
+    pub rate_bytes: Option<u64>,
+}
+
 /// What a VM's network reaches by default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]

@@ -1,6 +1,6 @@
 //! A VM to create and boot.
 
-use super::network::Network;
+use super::network::NetworkRequest;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -42,9 +42,9 @@ pub struct RunRequest {
     /// `idle-timeout` says when absent. Its forks are as it is.
     #[serde(default)]
     pub idle_timeout_ms: Option<u64>,
-    /// What its network reaches; it has none when absent. Its forks are as it is.
+    /// What its network reaches. Its forks are as it is.
     #[serde(default)]
-    pub network: Network,
+    pub network: NetworkRequest,
 }
 
 fn one() -> u8 {

@@ -48,6 +48,9 @@ pub struct Vm {
     /// What its network reaches.
     #[serde(default)]
     pub network: Network,
+    /// Why it has no network, in the answer to its creation: nobody said that it should have none, and none can be made.
+    #[serde(default)]
+    pub no_network: Option<String>,
     /// What passed its network, when asked for one VM, it runs, and that can be found out.
     #[serde(default)]
     pub traffic: Option<Traffic>,

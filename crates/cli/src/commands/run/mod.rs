@@ -73,7 +73,7 @@ pub(crate) struct Args {
         value_name = "CHECKPOINT",
         value_parser = parse::name(),
         add = complete::checkpoint(),
-        conflicts_with_all = ["image", "cpus", "memory", "disk", "cwd", "user", "kernel", "idle_timeout", "net", "command"]
+        conflicts_with_all = ["image", "cpus", "memory", "disk", "cwd", "user", "kernel", "idle_timeout", "net", "allow", "deny", "rate", "command"]
     )]
     from: Option<String>,
     /// How many VMs to run from the checkpoint.
@@ -115,10 +115,14 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failu
     spinner.finish_and_clear();
 
     let body = answer?;
+    let vm: Vm = body.read()?;
+    if let Some(lack) = &vm.no_network {
+        out::note(&net::without(lack));
+    }
     if context.json() {
         out::json(&body)?;
     } else {
-        out::print(&format!("{}\n", body.read::<Vm>()?.name))?;
+        out::print(&format!("{}\n", vm.name))?;
     }
     Ok(ExitCode::SUCCESS)
 }

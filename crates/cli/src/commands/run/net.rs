@@ -2,22 +2,22 @@
 
 use crate::parse;
 use clap::ValueEnum;
-use pando_wire::api::{Network, NetworkMode};
+use pando_wire::api::{NetworkMode, NetworkRequest};
 
 #[derive(Debug, clap::Args)]
 #[group(skip)]
 pub(super) struct Options {
-    /// What its network reaches.
-    #[arg(long, value_enum, default_value_t = Mode::None, help_heading = "Network")]
-    net: Mode,
+    /// What its network reaches; as pando config says when absent, or nat with the options below.
+    #[arg(long, value_enum, help_heading = "Network")]
+    net: Option<Mode>,
     /// A network, address or name that it reaches, and then nothing but these.
-    #[arg(long, value_name = "CIDR|NAME", requires = "net", help_heading = "Network")]
+    #[arg(long, value_name = "CIDR|NAME", help_heading = "Network")]
     allow: Vec<String>,
     /// A network, address or name that it does not reach, also where --allow has it.
-    #[arg(long, value_name = "CIDR|NAME", requires = "net", help_heading = "Network")]
+    #[arg(long, value_name = "CIDR|NAME", help_heading = "Network")]
     deny: Vec<String>,
     /// The most bytes a second in each direction, such as 10M.
-    #[arg(long, value_name = "SIZE", value_parser = parse::size, requires = "net", help_heading = "Network")]
+    #[arg(long, value_name = "SIZE", value_parser = parse::size, help_heading = "Network")]
     rate: Option<u64>,
 }
 
@@ -31,13 +31,18 @@ enum Mode {
     Isolated,
 }
 
-impl From<Options> for Network {
+impl From<Options> for NetworkRequest {
     fn from(Options { net, allow, deny, rate }: Options) -> Self {
-        let mode = match net {
+        let mode = net.map(|mode| match mode {
             Mode::None => NetworkMode::None,
             Mode::Nat => NetworkMode::Nat,
             Mode::Isolated => NetworkMode::Isolated,
-        };
+        });
         Self { mode, allow, deny, rate_bytes: rate }
     }
+}
+
+/// What is said of a VM that has no network though nobody declined one.
+pub(super) fn without(lack: &str) -> String {
+    format!("no network: {lack} (pando doctor says more; --net none to not be told)\n")
 }
