@@ -65,7 +65,7 @@ impl Fleet {
         match policy(network)? {
             None => Ok(()),
             Some(policy) => {
-                policy.check().map_err(FleetError::NoNetwork)?;
+                self.0.networks.check(&policy).map_err(FleetError::NoNetwork)?;
                 self.0.networks.support().map_err(|lack| FleetError::NoNetwork(NetworkError::Lack(lack)))
             }
         }

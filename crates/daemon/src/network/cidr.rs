@@ -30,6 +30,11 @@ impl Cidr {
         Self::of(self.address, shorter) == Self::of(other.address, shorter)
     }
 
+    /// Whether all its addresses are in `other`.
+    pub(super) fn is_within(self, other: Self) -> bool {
+        other.prefix_len <= self.prefix_len && self.overlaps(other)
+    }
+
     /// How many VMs find two addresses each in it.
     pub(super) fn pairs(self) -> u32 {
         match self.prefix_len {
@@ -96,5 +101,7 @@ mod tests {
         let of = |text: &str| text.parse::<Cidr>().unwrap();
         assert!(of("10.0.0.0/8").overlaps(of("10.241.0.0/16")) && of("10.241.0.0/16").overlaps(of("0.0.0.0/0")));
         assert!(!of("10.240.0.0/16").overlaps(of("10.241.0.0/16")));
+        assert!(of("10.241.0.0/16").is_within(of("10.0.0.0/8")) && of("10.0.0.0/8").is_within(of("10.0.0.0/8")));
+        assert!(!of("10.0.0.0/8").is_within(of("10.241.0.0/16")));
     }
 }

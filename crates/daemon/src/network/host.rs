@@ -29,8 +29,40 @@ impl Host {
     pub(super) fn new(owner: &str, range: Cidr) -> Self {
         // Two daemons of one host get the same group once in two thousand million hosts; 0 is where all other links are.
         let [a, b, c, d, ..] = *blake3::hash(owner.as_bytes()).as_bytes();
-        let group = u32::from_be_bytes([a, b, c, d]) | 1;
+        let group = (u32::from_be_bytes([a, b, c, d]) | 1).max(3);
         Self { table: format!("{LINKS}_{group:08x}"), group, range, name_server: name_server() }
+    }
+
+    /// The group of the links by which VMs may reach the host itself: a link keeps it, whatever becomes of the daemon.
+    pub(super) fn open_group(&self) -> u32 {
+        self.group ^ 1 // One is odd and the other even, and neither is 0.
+    }
+
+    /// The host's own addresses by which a VM can be let reach it: not those of links to VMs, and not the loopback's.
+    pub(super) fn addresses(&self) -> Result<Vec<Ipv4Addr>, NetworkError> {
+        let failed = || NetworkError::rtnetlink("list the host's addresses");
+        let all = Netlink::open().and_then(|mut netlink| netlink.addresses()).map_err(failed())?;
+        let is_closed = |own: Ipv4Addr| own.is_loopback() || Cidr::of(own, 32).is_within(self.range);
+        Ok(all.into_iter().map(|(_, own)| own).filter(|own| !is_closed(*own)).collect())
+    }
+
+    /// Lets the VM behind `link` reach the host itself.
+    pub(super) fn open_to(&self, link: &str) -> Result<(), NetworkError> {
+        self.regroup(link, self.open_group())
+    }
+
+    /// Does not let it.
+    pub(super) fn close_to(&self, link: &str) -> Result<(), NetworkError> {
+        self.regroup(link, self.group)
+    }
+
+    fn regroup(&self, link: &str, group: u32) -> Result<(), NetworkError> {
+        let work = || {
+            let mut netlink = Netlink::open()?;
+            let index = netlink.index(link)?;
+            netlink.set_group(index, group)
+        };
+        work().map_err(NetworkError::rtnetlink("say whether a VM reaches the host"))
     }
 
     /// Makes the host ready for the first network: its table, new or in the place of an earlier daemon's, and forwarding.
@@ -57,7 +89,7 @@ impl Host {
     /// The links of this daemon's VMs, and of an earlier one's.
     pub(super) fn links(&self, netlink: &mut Netlink) -> Result<Vec<Link>, NetworkError> {
         let links = netlink.links().map_err(NetworkError::rtnetlink("list the links"))?;
-        Ok(links.into_iter().filter(|link| link.name.starts_with(LINKS) && link.group == self.group).collect())
+        Ok(links.into_iter().filter(|link| link.name.starts_with(LINKS) && link.group | 1 == self.group).collect())
     }
 
     /// Refuses a range that somebody else uses: VMs would cut the host off from it.

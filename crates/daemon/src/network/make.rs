@@ -2,6 +2,7 @@
 //!
 //! Each is made in a thread of its own, which unshares, sets everything up and ends: what remains of it are descriptors.
 
+use super::cidr::Cidr;
 use super::host::{Host, set, set_if_there};
 use super::netlink::{Netlink, Peer};
 use super::policy::Resolved;
@@ -101,9 +102,16 @@ impl Namespace {
     }
 }
 
-/// Replaces the rules of the namespace that `queue`'s tap is in.
-pub(super) fn apply(queue: BorrowedFd<'_>, host: &Host, policy: &Resolved) -> Result<(), NetworkError> {
-    within(queue, || nft::apply(&rules::of_vm(policy, host.range, host.name_server)))
+/// Replaces the rules of the namespace that `queue`'s tap is in, and says to the host whether its `link` may lead to the host
+/// itself. At no moment is more open than before or after.
+pub(super) fn apply(queue: BorrowedFd<'_>, link: &str, host: &Host, mut policy: Resolved) -> Result<(), NetworkError> {
+    if policy.opens_host {
+        policy.allow.get_or_insert_default().extend(host.addresses()?.into_iter().map(|own| Cidr::of(own, 32)));
+    } else {
+        host.close_to(link)?;
+    }
+    within(queue, || nft::apply(&rules::of_vm(&policy, host.range, host.name_server)))?;
+    if policy.opens_host { host.open_to(link) } else { Ok(()) }
 }
 
 /// Runs `work` in the namespace that `queue`'s tap is in.

@@ -93,6 +93,25 @@ pub enum NetworkError {
     /// A contradiction.
     #[error("what is isolated cannot be allowed anything")]
     IsolatedButAllowed,
+    /// What nobody has to deny.
+    #[error("host and metadata are out of reach unless they are allowed")]
+    DeniedTwice,
+    /// What no address opens, where a word does.
+    #[error("{network} stays out of reach, as {what}: --allow {word} opens that")]
+    ClosedButForWord {
+        /// What was to be allowed.
+        network: Cidr,
+        /// What it is.
+        what: &'static str,
+        /// What to allow instead.
+        word: &'static str,
+    },
+    /// What nothing opens.
+    #[error("{network} stays out of reach, as addresses of VMs do")]
+    Closed {
+        /// What was to be allowed.
+        network: Cidr,
+    },
     /// Too long a list.
     #[error("{0} networks are allowed or denied, and {MAX_DESTINATIONS} can be")]
     TooManyDestinations(usize),
@@ -188,6 +207,31 @@ impl Networks {
         pando_sys::network_lack().map_or(Ok(()), Err)
     }
 
+    /// Whether there can be such a policy here. For one that is new: of a VM that begins again later, it is not asked again.
+    ///
+    /// # Errors
+    ///
+    /// It contradicts itself, or allows what stays out of reach by its address.
+    pub fn check(&self, policy: &Policy) -> Result<(), NetworkError> {
+        policy.check()?;
+        let own = self.host.addresses()?;
+        let is_own = |network: Cidr| own.iter().any(|own| network.is_within(Cidr::of(*own, 32)));
+        for network in policy.allowed_networks() {
+            if network.is_within(policy::METADATA) {
+                let what = "link-local addresses are";
+                return Err(NetworkError::ClosedButForWord { network, what, word: policy::METADATA_WORD });
+            }
+            if network.is_within(self.host.range) {
+                return Err(NetworkError::Closed { network });
+            }
+            if is_own(network) {
+                let what = "the host's own addresses are";
+                return Err(NetworkError::ClosedButForWord { network, what, word: policy::HOST });
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a VM can have one now, which is made for that unless one is ready: some 10 ms. The first changes the host, as
     /// [`Networks::refill`] has it.
     ///
@@ -256,7 +300,7 @@ impl Networks {
         let host = self.host.clone();
         let work = move || {
             if let Some(tap) = namespace.tap() {
-                make::apply(tap, &host, &policy)?;
+                make::apply(tap, &namespace.link, &host, policy)?;
             }
             namespace.into_queues(pairs)
         };

@@ -155,6 +155,14 @@ impl Netlink {
         self.change(RouteNetlinkMessage::SetLink(message), 0)
     }
 
+    /// Puts a link into a group.
+    pub(super) fn set_group(&mut self, index: u32, group: u32) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::Group(group));
+        self.change(RouteNetlinkMessage::SetLink(message), 0)
+    }
+
     /// Sets a link up.
     pub(super) fn up(&mut self, index: u32) -> io::Result<()> {
         let mut message = LinkMessage::default();

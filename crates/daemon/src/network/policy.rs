@@ -2,7 +2,7 @@
 
 use super::NetworkError;
 use super::cidr::Cidr;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 /// The least and the most that a VM may be limited to, in bytes per second each way.
@@ -10,8 +10,16 @@ pub const RATES: std::ops::RangeInclusive<u64> = 1024..=12_500_000_000;
 /// The most networks that may be allowed, and that may be denied, names counted as what they stand for.
 pub const MAX_DESTINATIONS: usize = 1024;
 
-/// What a VM may reach. The host's own addresses, other VMs and 169.254.0.0/16 are out of reach whatever it says; a default one
-/// lets a VM reach the rest.
+/// The words that open what no address does.
+pub(super) const HOST: &str = "host";
+/// See [`HOST`].
+pub(super) const METADATA_WORD: &str = "metadata";
+/// Link-local addresses, where clouds tell their machines secrets.
+pub(super) const METADATA: Cidr = Cidr::of(Ipv4Addr::new(169, 254, 0, 0), 16);
+
+/// What a VM may reach. A default one lets it reach all but the host's own addresses and 169.254.0.0/16, which are reached by
+/// [`Destination::Host`] and [`Destination::Metadata`] alone, never by an address; and other VMs, which are out of reach
+/// whatever it says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
     /// How far.
@@ -37,6 +45,10 @@ pub enum Reach {
 /// Something to reach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destination {
+    /// The host's own addresses that it has when the policy is applied, without those that lead to VMs.
+    Host,
+    /// 169.254.0.0/16.
+    Metadata,
     /// Addresses.
     Network(Cidr),
     /// The IPv4 addresses that a name has when the policy is applied. Those that it gets later are not looked for.
@@ -52,6 +64,11 @@ impl FromStr for Destination {
     type Err = DestinationError;
 
     fn from_str(text: &str) -> Result<Self, DestinationError> {
+        match text {
+            HOST => return Ok(Self::Host),
+            METADATA_WORD => return Ok(Self::Metadata),
+            _ => (),
+        }
         if let Ok(network) = text.parse() {
             return Ok(Self::Network(network));
         }
@@ -68,8 +85,12 @@ impl FromStr for Destination {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Resolved {
     pub(super) reach: Reach,
-    /// `None` allows all.
+    /// `None` allows all that is not closed.
     pub(super) allow: Option<Vec<Cidr>>,
+    /// The host's own addresses are open, as far as they are allowed.
+    pub(super) opens_host: bool,
+    /// 169.254.0.0/16 is open, and allowed.
+    pub(super) opens_metadata: bool,
     pub(super) deny: Vec<Cidr>,
     pub(super) bytes_per_second: Option<u64>,
 }
@@ -87,16 +108,33 @@ impl Policy {
         if self.reach == Reach::Isolated && !self.allow.is_empty() {
             return Err(NetworkError::IsolatedButAllowed);
         }
+        if self.deny.iter().any(|denied| matches!(denied, Destination::Host | Destination::Metadata)) {
+            return Err(NetworkError::DeniedTwice);
+        }
         Ok(())
     }
 
-    /// Looks names up.
+    /// The addresses and networks that it allows by number.
+    pub(super) fn allowed_networks(&self) -> impl Iterator<Item = Cidr> {
+        self.allow.iter().filter_map(|allowed| match allowed {
+            Destination::Network(network) => Some(*network),
+            _ => None, // By a word, or by a name.
+        })
+    }
+
+    /// Looks names up. What [`Destination::Host`] stands for is still missing among what is allowed.
     pub(super) async fn resolve(&self) -> Result<Resolved, NetworkError> {
         self.check()?;
         let allow = resolve(&self.allow).await?;
         let allow = (!self.allow.is_empty()).then_some(allow);
-        let deny = resolve(&self.deny).await?;
-        Ok(Resolved { reach: self.reach, allow, deny, bytes_per_second: self.bytes_per_second })
+        Ok(Resolved {
+            reach: self.reach,
+            allow,
+            opens_host: self.allow.contains(&Destination::Host),
+            opens_metadata: self.allow.contains(&Destination::Metadata),
+            deny: resolve(&self.deny).await?,
+            bytes_per_second: self.bytes_per_second,
+        })
     }
 }
 
@@ -105,6 +143,8 @@ async fn resolve(destinations: &[Destination]) -> Result<Vec<Cidr>, NetworkError
     let mut networks = Vec::new();
     for destination in destinations {
         match destination {
+            Destination::Host => (), // Looked for where the host is.
+            Destination::Metadata => networks.push(METADATA),
             Destination::Network(network) => networks.push(*network),
             Destination::Name(name) => {
                 let failed = |source| NetworkError::Name { name: name.clone(), source };
@@ -155,6 +195,18 @@ mod tests {
         // Longer than a label can be: nobody has to be asked for it.
         let unknown = Policy { deny: destinations(&[&"x".repeat(64)]), ..Policy::default() };
         assert!(matches!(unknown.resolve().await, Err(NetworkError::Name { .. })));
+    }
+
+    #[tokio::test]
+    async fn what_stays_closed_is_opened_by_its_word_alone() {
+        let some = |texts: &[&str]| Policy { allow: destinations(texts), ..Policy::default() };
+        let all = some(&["0.0.0.0/0", "169.254.0.0/16"]).resolve().await.unwrap();
+        assert!(!all.opens_host && !all.opens_metadata);
+        let both = some(&["host", "metadata"]).resolve().await.unwrap();
+        assert!(both.opens_host && both.opens_metadata);
+        assert_eq!(both.allow, Some(vec![METADATA]), "and nothing else is reached");
+        let denied = Policy { deny: destinations(&["host"]), ..Policy::default() }.check().unwrap_err();
+        assert_eq!(denied.to_string(), "host and metadata are out of reach unless they are allowed");
     }
 
     #[tokio::test]

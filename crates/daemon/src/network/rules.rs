@@ -2,7 +2,7 @@
 
 use super::cidr::Cidr;
 use super::host::Host;
-use super::policy::{Reach, Resolved};
+use super::policy::{METADATA, Reach, Resolved};
 use super::{GATEWAY_MAC, LINKS, TAP, UPLINK};
 use pando_wire::network::{MAC, Network};
 use std::net::Ipv4Addr;
@@ -43,13 +43,17 @@ pub(super) fn of_vm(policy: &Resolved, range: Cidr, name_server: Option<Ipv4Addr
             format!("ip daddr @allowed accept\n{} reject with icmp admin-prohibited", counted("not_allowed"))
         }
     };
+    let metadata = match policy.opens_metadata {
+        true => String::new(), // It is among what is allowed.
+        false => format!("ip daddr {METADATA} {} reject with icmp admin-prohibited", counted("link_local")),
+    };
     let asked = if policy.reach == Reach::Nat { "ct status dnat accept" } else { "" };
     let denied = set("denied", &policy.deny);
     let allowed = policy.allow.as_deref().map_or(String::new(), |networks| set("allowed", networks));
     let [spoofed_mac, bad_arp, not_ip, spoofed_address, nowhere] =
         ["spoofed_mac", "bad_arp", "not_ip", "spoofed_address", "nowhere"].map(counted);
-    let [stale, to_gateway, unasked, invalid, flood, range_hit, link_local, denied_hit] =
-        ["stale", "to_gateway", "unasked", "invalid", "flood", "range", "link_local", "denied"].map(counted);
+    let [stale, to_gateway, unasked, invalid, flood, range_hit, denied_hit] =
+        ["stale", "to_gateway", "unasked", "invalid", "flood", "range", "denied"].map(counted);
     format!(
         "
 add table netdev pando
@@ -96,7 +100,7 @@ table ip pando {{
     {asked}
     ip daddr {range} {range_hit} reject with icmp admin-prohibited
     oifname {TAP} {range_hit} reject with icmp admin-prohibited
-    ip daddr 169.254.0.0/16 {link_local} reject with icmp admin-prohibited
+    {metadata}
     ip daddr @denied {denied_hit} reject with icmp admin-prohibited
     {verdict}
   }}
@@ -126,9 +130,13 @@ table ip pando {{
 /// The host's table for all VMs of one daemon. A packet that it lets through may still be dropped by another's.
 ///
 /// What a VM's namespace refuses is refused here again where it matters most: the host's own addresses (also those that
-/// another's rules would send elsewhere), and other VMs, also another daemon's.
+/// another's rules would send elsewhere), and other VMs, also another daemon's. Of a link in the [open group](Host::open_group),
+/// the first are let through, but for those that lead to VMs.
 pub(super) fn of_host(host: &Host) -> String {
-    let Host { table, group, .. } = host;
+    let Host { table, group, range, .. } = host;
+    let open = host.open_group();
+    let group = format!("{{ {group}, {open} }}");
+    let own = format!("iifgroup {open} ip daddr != {range} fib daddr type local accept");
     let asked = match host.name_server {
         Some(server) => format!("iifgroup {group} ip daddr {server} meta l4proto {{ tcp, udp }} th dport 53 accept"),
         None => String::new(),
@@ -147,6 +155,7 @@ table inet {table} {{
     iifgroup != {group} accept
     ct state established,related accept
     {asked}
+    {own}
     fib daddr type local {note_host}
     fib daddr type local {to_host} reject with icmpx admin-prohibited
   }}
@@ -155,6 +164,7 @@ table inet {table} {{
     iifgroup != {group} accept
     ct state established,related accept
     {asked}
+    {own}
     {note_host}
     {to_host} drop
   }}

@@ -186,3 +186,87 @@ fn what_a_vm_was_refused_is_shown_of_that_vm_and_of_no_other() {
         assert_eq!((other.refused.get("to_host"), other.refused["range"]), (None, 0), "{other:?}");
     });
 }
+
+/// What the words open, for whom, and what they do not.
+#[test]
+fn the_host_is_reached_by_who_is_allowed_it_by_its_word_and_by_nobody_else() {
+    on_a_host(|| {
+        let _internet = internet();
+        let first = networks();
+        let list = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+        let tap = |networks: &Networks, allow: &[&str], deny: &[&str]| {
+            let policy = Policy { allow: list(allow), deny: list(deny), ..Policy::default() };
+            let taken = block_on(networks.take(1, &policy)).unwrap();
+            let link_end = Ipv4Addr::from_bits(taken.outside.to_bits() - 1);
+            (Tap::new(taken.queues), link_end)
+        };
+        let server = UdpSocket::bind("0.0.0.0:7").unwrap();
+        server.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let hears = |tap: &Tap, to: Ipv4Addr| {
+            tap.send(&frame(MAC, EthernetProtocol::Ipv4, &udp(OWN, to, 7, b"ask")));
+            server.recv_from(&mut [0; 9]).is_ok()
+        };
+        let (mut open, link_end) = tap(&first, &["host"], &[]);
+        assert!(hears(&open, HOST));
+        assert!(!hears(&open, link_end), "what leads to VMs stays closed");
+        assert_eq!(ask(&mut open, INTERNET, 7), Some("refusal"), "as with all that is allowed, nothing else is");
+        for (allow, deny) in [(&[][..], &[][..]), (&["0.0.0.0/0"], &[]), (&["host"], &["198.51.100.2"])] {
+            let (closed, _) = tap(&first, allow, deny);
+            assert!(!hears(&closed, HOST), "{allow:?} without {deny:?}");
+        }
+        let (mut all, _) = tap(&first, &["host", "0.0.0.0/0"], &[]);
+        assert!(hears(&all, HOST));
+        assert_eq!(ask(&mut all, INTERNET, 7), Some("answer"));
+
+        // The next daemon makes the host's table anew, and has nothing to remember.
+        first.close();
+        let second = networks();
+        second.adopt().unwrap();
+        let (closed, _) = tap(&second, &[], &[]);
+        assert!(hears(&open, HOST) && !hears(&closed, HOST));
+    });
+}
+
+#[test]
+fn metadata_is_reached_by_its_word_alone() {
+    on_a_host(|| {
+        let internet = internet();
+        let metadata = Ipv4Addr::new(169, 254, 169, 254);
+        inside(&internet, || {
+            ip(&format!("addr add {metadata}/32 dev lo"));
+            crate::world::answer((metadata, 7));
+        });
+        let networks = networks();
+        let list = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+        let mut asked = |allow: &[&str], deny: &[&str]| {
+            let policy = Policy { allow: list(allow), deny: list(deny), ..Policy::default() };
+            let mut tap = Tap::new(block_on(networks.take(1, &policy)).unwrap().queues);
+            [metadata, INTERNET].map(|to| ask(&mut tap, to, 7) == Some("answer"))
+        };
+        assert_eq!(asked(&["metadata"], &[]), [true, false]);
+        assert_eq!(asked(&["metadata", "0.0.0.0/0"], &[]), [true, true]);
+        assert_eq!(asked(&["0.0.0.0/0"], &[]), [false, true]);
+        assert_eq!(asked(&["metadata", "0.0.0.0/0"], &["169.254.169.254"]), [false, true]);
+    });
+}
+
+#[test]
+fn an_address_of_what_stays_closed_is_refused_with_the_word_to_use() {
+    on_a_host(|| {
+        let _internet = internet();
+        let refusal = |text: &str| {
+            let policy = Policy { allow: vec![text.parse().unwrap()], ..Policy::default() };
+            networks().check(&policy).err().map(|error| error.to_string())
+        };
+        let metadata =
+            "169.254.169.254/32 stays out of reach, as link-local addresses are: --allow metadata opens that";
+        assert_eq!(refusal("169.254.169.254").as_deref(), Some(metadata));
+        let host = "198.51.100.2/32 stays out of reach, as the host's own addresses are: --allow host opens that";
+        assert_eq!(refusal("198.51.100.2").as_deref(), Some(host));
+        let vm = "10.241.0.4/30 stays out of reach, as addresses of VMs do";
+        assert_eq!(refusal("10.241.0.4/30").as_deref(), Some(vm));
+        for open in ["10.0.0.0/8", "0.0.0.0/0", "198.51.100.0/24", "host", "metadata", "example.org"] {
+            assert_eq!(refusal(open), None, "{open}");
+        }
+    });
+}

@@ -75,14 +75,19 @@ fn serve() {
     });
     // A socket of all addresses would answer from the first.
     for address in [(INTERNET, 7), (INTERNET, 53), (ONE, 7), (OTHER, 7)] {
-        let socket = UdpSocket::bind(address).unwrap();
-        thread::spawn(move || {
-            let mut buffer = [0; 2048];
-            while let Ok((len, from)) = socket.recv_from(&mut buffer) {
-                socket.send_to(&buffer[..len], from).unwrap();
-            }
-        });
+        answer(address);
     }
+}
+
+/// Answers with what it is sent, in the present namespace.
+pub(crate) fn answer(address: (Ipv4Addr, u16)) {
+    let socket = UdpSocket::bind(address).unwrap();
+    thread::spawn(move || {
+        let mut buffer = [0; 2048];
+        while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+            socket.send_to(&buffer[..len], from).unwrap();
+        }
+    });
 }
 
 /// Runs `work` in a namespace.

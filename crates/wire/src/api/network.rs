@@ -4,15 +4,16 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
-/// What a VM's network reaches. The host's own addresses, other VMs and link-local addresses (those of cloud metadata) are
-/// out of reach in any case.
+/// What a VM's network reaches. Other VMs are out of reach in any case; the host's own addresses and link-local ones (those of
+/// cloud metadata) unless `allow` has the word for them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Network {
     /// What is reached by default.
     #[serde(default)]
     pub mode: NetworkMode,
-    /// Networks (`10.0.0.0/8`), addresses and names that it reaches, and then nothing else.
+    /// Networks (`10.0.0.0/8`), addresses and names that it reaches, and then nothing else. `host` stands for the host's own
+    /// addresses, `metadata` for 169.254.0.0/16: no network or address opens those.
     #[serde(default)]
     pub allow: Vec<String>,
     /// Networks, addresses and names that it does not reach, also where `allow` has them.

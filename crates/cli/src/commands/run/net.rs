@@ -10,7 +10,7 @@ pub(super) struct Options {
     /// What its network reaches; as pando config says when absent, or nat with the options below.
     #[arg(long, value_enum, help_heading = "Network")]
     net: Option<Mode>,
-    /// A network, address or name that it reaches, and then nothing but these.
+    /// A network, address or name that it reaches, and then nothing but these; host and metadata open what is else closed.
     #[arg(long, value_name = "CIDR|NAME", help_heading = "Network")]
     allow: Vec<String>,
     /// A network, address or name that it does not reach, also where --allow has it.
@@ -25,7 +25,7 @@ pub(super) struct Options {
 enum Mode {
     /// No network device
     None,
-    /// What the host reaches, but not the host, other VMs, or cloud metadata
+    /// What the host reaches, but not other VMs, nor the host and cloud metadata unless they are allowed
     Nat,
     /// A network device, and nothing behind it
     Isolated,
