@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Every route, for a reader of this file and against the document.
-const ROUTES: [&str; 41] = [
+const ROUTES: [&str; 42] = [
     "DELETE /checkpoints/{name}",
     "DELETE /images/{digest}",
     "DELETE /settings/{name}",
@@ -37,6 +37,7 @@ const ROUTES: [&str; 41] = [
     "GET /vms/{name}/agent",
     "GET /vms/{name}/logs",
     "GET /vms/{name}/ports",
+    "PATCH /vms/{name}/network",
     "POST /checkpoints",
     "POST /checkpoints/{name}/push",
     "POST /checkpoints/{name}/run",

@@ -84,6 +84,11 @@ impl Client {
         self.send_json(Method::PUT, path, body).await
     }
 
+    /// `PATCH path` with a JSON body.
+    pub(crate) async fn patch_json(&self, path: &str, body: &impl Serialize) -> Result<Body, Error> {
+        self.send_json(Method::PATCH, path, body).await
+    }
+
     async fn send_json(&self, method: Method, path: &str, body: &impl Serialize) -> Result<Body, Error> {
         let unsaid = |source| Error::Body { path: format!("{method} {path}"), source };
         let json = serde_json::to_vec(body).map_err(unsaid)?;

@@ -73,7 +73,7 @@ fn idle_timeout(ms: u64) -> String {
 }
 
 /// What it reaches.
-fn network(network: &Network) -> String {
+pub(super) fn network(network: &Network) -> String {
     let mode = match network.mode {
         NetworkMode::None => "none",
         NetworkMode::Nat => "nat",

@@ -9,6 +9,7 @@ mod hibernate;
 mod inspect;
 mod logs;
 mod ls;
+mod net;
 mod pause;
 mod port;
 mod resume;
@@ -59,6 +60,7 @@ pub(crate) enum Command {
     Logs(logs::Args),
     Cp(cp::Args),
     Port(port::Args),
+    Net(net::Args),
     Pause(pause::Args),
     Resume(resume::Args),
     Hibernate(hibernate::Args),
@@ -95,6 +97,7 @@ impl Command {
             Self::Logs(args) => wait_for(logs::run(args)),
             Self::Cp(args) => wait_for(cp::run(args)),
             Self::Port(args) => wait_for(port::run(args, context)),
+            Self::Net(args) => wait_for(net::run(args, context)),
             Self::Pause(args) => wait_for(pause::run(args, context)),
             Self::Resume(args) => wait_for(resume::run(args, context)),
             Self::Hibernate(args) => wait_for(hibernate::run(args, context)),

@@ -4,7 +4,7 @@ use crate::pando::{command, wait};
 use std::fs;
 use std::path::Path;
 
-const COMMANDS: [&str; 44] = [
+const COMMANDS: [&str; 45] = [
     "",
     "run",
     "fork",
@@ -27,6 +27,7 @@ const COMMANDS: [&str; 44] = [
     "logs",
     "cp",
     "port",
+    "net",
     "pause",
     "resume",
     "hibernate",

@@ -131,6 +131,21 @@ impl Db {
         Ok(true)
     }
 
+    /// Changes what a VM's network reaches.
+    pub(crate) async fn set_network(&self, id: &str, epoch: i64, network: &Network) -> Result<(), DbError> {
+        let mut write = self.begin().await?;
+        let changed = sqlx::query("UPDATE vms SET network = ? WHERE id = ? AND epoch = ?")
+            .bind(show_network(network))
+            .bind(id)
+            .bind(epoch)
+            .execute(write.on())
+            .await?;
+        if changed.rows_affected() == 0 {
+            return Err(DbError::Stale { id: id.to_owned() });
+        }
+        self.commit(write).await
+    }
+
     /// Removes a VM. The answer is the layers that nobody needs any more.
     pub(crate) async fn remove_vm(&self, id: &str, epoch: i64, name: &str) -> Result<Vec<String>, DbError> {
         let mut write = self.begin_durably().await?;

@@ -21,6 +21,7 @@ mod learn; // what children of a VM write first
 mod life; // pause, resume, stop, kill, remove
 mod logs; // what a VM wrote to its console
 mod network; // what a VM reaches
+mod traffic; // what passed that
 mod names; // possible names, made-up names
 mod ports; // which of them can be seen from outside
 mod progress; // how far long work is

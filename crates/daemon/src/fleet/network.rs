@@ -6,20 +6,21 @@
 use super::error::{FleetError, cannot};
 use super::{Fleet, blocking};
 use crate::db::Record;
-use crate::monitor::{Monitor, SHORT};
-use crate::network::{Destination, DestinationError, NetworkError, Policy, Reach, Seen, Taken};
+use crate::network::{Destination, DestinationError, NetworkError, Policy, Reach, Taken};
 use crate::settings::Net;
-use crate::supervisor::Live;
-use pando_wire::api::{Network, NetworkMode, NetworkRequest, Passed, Traffic, Vm};
-use pando_wire::control::{Frames, Request, Response, StartNetwork};
+use pando_wire::api::{Network, NetworkMode, NetworkRequest, Vm};
+use pando_wire::control::StartNetwork;
 use pando_wire::network::{MAX_QUEUE_PAIRS, Network as Inside};
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 
 /// How many layers fewer the disk of a VM with a network may have: its queues are descriptors in the same packet.
 const LAYERS_LESS: usize = (MAX_QUEUE_PAIRS as usize).div_ceil(2);
+
+/// Why a VM without a network gets none, and one with a network keeps it.
+const UNCHANGEABLE: &str =
+    "a VM has a network device from its boot on or never: what one without a network reaches cannot be changed, and one with \
+     a network is cut off by isolated, not by none";
 
 /// What a VM's monitor is given of its network, and `None` if that has none.
 #[derive(Debug)]
@@ -94,36 +95,27 @@ impl Fleet {
         }
     }
 
-    /// What passed the network of `vm`, whose monitor is `live`. What cannot be found out is logged, and is nothing: a VM is
-    /// looked at also as it ends.
-    pub(super) async fn traffic(&self, vm: &Vm, live: Arc<Live>) -> Option<Traffic> {
-        if vm.network.mode == NetworkMode::None {
-            return None;
+    /// Changes what a VM's network reaches: at once, and whenever it begins again. Its connections go on, but for those to what
+    /// is no longer reached.
+    pub(crate) async fn change_network(&self, name: &str, request: NetworkRequest) -> Result<Vm, FleetError> {
+        let id = self.find(name).await?.id;
+        let _turn = self.0.turns.vm(&id).await;
+        let record = self.find(&id).await?;
+        let NetworkRequest { mode, allow, deny, rate_bytes } = request;
+        let network = Network { mode: mode.unwrap_or(record.network.mode), allow, deny, rate_bytes };
+        if [network.mode, record.network.mode].contains(&NetworkMode::None) {
+            return Err(FleetError::Invalid(UNCHANGEABLE.into()));
         }
-        let frames = self.frames(&vm.id).await;
-        let fleet = self.clone();
-        let seen = blocking(move || {
-            let Some(tap) = live.process().tap().map_err(cannot("look at the descriptors of a monitor"))? else {
-                return Ok(None);
-            };
-            Ok(Some(fleet.0.networks.seen(tap.as_fd()).map_err(FleetError::NoNetwork)?))
-        });
-        match seen.await {
-            Ok(seen) => seen.map(|seen| traffic(seen, frames)),
-            Err(error) => {
-                tracing::debug!(vm = vm.id, error = error.in_one_line(), "cannot look at its network");
-                None
-            }
+        self.check_network(&network)?;
+        let failed = |source| FleetError::Network { name: record.name.clone(), source };
+        if let (Some(policy), Some(live)) = (policy(&network)?, self.0.supervisor.live(&id)) {
+            let tap = blocking(move || live.process().tap().map_err(cannot("take hold of the tap of a VM"))).await?;
+            self.0.networks.change(tap.ok_or_else(|| failed(NetworkError::NoTap))?, &policy).await.map_err(failed)?;
         }
-    }
-
-    /// What its network card let through no further. A monitor of an earlier build does not tell.
-    async fn frames(&self, id: &str) -> Option<Frames> {
-        let monitor = Monitor::connect(&self.0.paths.control_socket(id)).ok()?;
-        match monitor.call(&Request::Frames, &[], SHORT).await {
-            Ok(Response::Frames(frames)) => frames,
-            _ => None,
-        }
+        // Last: what is written down, and holds when it begins again, is what holds now.
+        self.0.db.set_network(&id, record.epoch, &network).await?;
+        tracing::info!(vm = id, ?network, "reaches something else");
+        self.get(&id).await
     }
 
     /// A network for VM `record`, which begins.
@@ -135,37 +127,6 @@ impl Fleet {
         tracing::debug!(vm = record.id, outside = %taken.outside, "has a network");
         Ok(Given(Some(taken)))
     }
-}
-
-/// As the API shows it.
-fn traffic(seen: Seen, frames: Option<Frames>) -> Traffic {
-    let Seen { outside, sent, received, refused } = seen;
-    let passed = |passed: crate::network::Passed| Passed { packets: passed.packets, bytes: passed.bytes };
-    let mut refused: BTreeMap<String, u64> = refused.into_iter().filter(|(_, count)| *count > 0).collect();
-    let Frames {
-        sent_without_link,
-        sent_malformed,
-        sent_too_long,
-        sent_as_another,
-        sent_refused,
-        received_too_long,
-        received_broken,
-    } = frames.unwrap_or_default();
-    for (reason, count) in [
-        ("without_link", sent_without_link),
-        ("malformed", sent_malformed),
-        ("too_long", sent_too_long),
-        ("spoofed_mac", sent_as_another),
-        ("not_taken", sent_refused),
-        ("no_room", received_too_long),
-        ("not_handed_over", received_broken),
-    ] {
-        if count > 0 {
-            // The card and the namespace refuse another's hardware address, whichever sees it first.
-            *refused.entry(reason.to_owned()).or_default() += count;
-        }
-    }
-    Traffic { outside: outside.to_string(), sent: passed(sent), received: passed(received), refused }
 }
 
 /// What the guest of VM `record` is told of its network.

@@ -9,6 +9,7 @@ use super::policy::Resolved;
 use super::{GATEWAY_MAC, LINKS, NetworkError, TAP, UPLINK, nft, rules};
 use pando_sys::{attach_tap, current_network, enter_network, network_of_tap, new_network, tap_file};
 use pando_wire::network::{MAC, MAX_QUEUE_PAIRS, Network};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -102,15 +103,21 @@ impl Namespace {
     }
 }
 
-/// Replaces the rules of the namespace that `queue`'s tap is in, and says to the host whether its `link` may lead to the host
-/// itself. At no moment is more open than before or after.
-pub(super) fn apply(queue: BorrowedFd<'_>, link: &str, host: &Host, mut policy: Resolved) -> Result<(), NetworkError> {
+/// Replaces the rules of the namespace that `queue`'s tap is in, whose counters have `so_far`, and says to the host whether its
+/// `link` may lead to the host itself. At no moment is more open than before or after.
+pub(super) fn apply(
+    queue: BorrowedFd<'_>,
+    link: &str,
+    host: &Host,
+    mut policy: Resolved,
+    so_far: &BTreeMap<String, u64>,
+) -> Result<(), NetworkError> {
     if policy.opens_host {
         policy.allow.get_or_insert_default().extend(host.addresses()?.into_iter().map(|own| Cidr::of(own, 32)));
     } else {
         host.close_to(link)?;
     }
-    within(queue, || nft::apply(&rules::of_vm(&policy, host.range, host.name_server)))?;
+    within(queue, || nft::apply(&rules::of_vm(&policy, host.range, host.name_server, so_far)))?;
     if policy.opens_host { host.open_to(link) } else { Ok(()) }
 }
 
@@ -159,7 +166,7 @@ fn inside(host: &Host, outer: BorrowedFd<'_>, next: &mut u32) -> Result<(Namespa
     let mut netlink = Netlink::open().map_err(NetworkError::rtnetlink("open a socket"))?;
     let (link, pair) = connect(&mut netlink, host, outer, next)?;
     set_up(&mut netlink, pair).map_err(NetworkError::rtnetlink("set up the namespace"))?;
-    nft::apply(&rules::of_vm(&Resolved::default(), host.range, host.name_server))?;
+    nft::apply(&rules::of_vm(&Resolved::default(), host.range, host.name_server, &BTreeMap::new()))?;
     // These are there when a rule that needs them is. A connection that was never seen to begin is none; and one that was is
     // not reset because of a packet that is late.
     set("net/netfilter/nf_conntrack_tcp_loose", "0")?;

@@ -44,7 +44,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Where VMs have their addresses outside, unless told otherwise.
 pub const DEFAULT_RANGE: Cidr = Cidr::of(Ipv4Addr::new(10, 241, 0, 0), 16);
@@ -123,6 +123,9 @@ pub enum NetworkError {
         /// Why not.
         source: io::Error,
     },
+    /// Its monitor has no tap.
+    #[error("its monitor has no network")]
+    NoTap,
     /// All addresses are in use.
     #[error("all {pairs} networks of {range} are in use")]
     Full {
@@ -300,12 +303,29 @@ impl Networks {
         let host = self.host.clone();
         let work = move || {
             if let Some(tap) = namespace.tap() {
-                make::apply(tap, &namespace.link, &host, policy)?;
+                make::apply(tap, &namespace.link, &host, policy, &BTreeMap::new())?;
             }
             namespace.into_queues(pairs)
         };
         let queues = tokio::task::spawn_blocking(work).await.unwrap_or(Err(NetworkError::Over))?;
         Ok(Taken { queues, outside })
+    }
+
+    /// Changes what a VM may reach that has a network, by any queue of its tap: all at once, and what was counted stays. Its
+    /// connections go on, but for those to what it may no longer reach.
+    ///
+    /// # Errors
+    ///
+    /// The policy cannot be applied; then the one before holds, or what both allow.
+    pub async fn change(&self, queue: OwnedFd, policy: &Policy) -> Result<(), NetworkError> {
+        let policy = policy.resolve().await?;
+        let host = self.host.clone();
+        let work = move || {
+            let so_far = make::within(queue.as_fd(), nft::counters)?;
+            let link = seen::link(queue.as_fd())?;
+            make::apply(queue.as_fd(), &link, &host, policy, &so_far)
+        };
+        tokio::task::spawn_blocking(work).await.unwrap_or(Err(NetworkError::Over))
     }
 
     /// How many packets of a VM were refused, by the name of the reason; by any queue of its tap. Blocks for some milliseconds.

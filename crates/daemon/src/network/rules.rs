@@ -5,6 +5,7 @@ use super::host::Host;
 use super::policy::{METADATA, Reach, Resolved};
 use super::{GATEWAY_MAC, LINKS, TAP, UPLINK};
 use pando_wire::network::{MAC, Network};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 /// A VM may begin this many flows per second, and [`FLOW_BURST`] at once. The host's table of flows is one for all VMs.
@@ -21,8 +22,16 @@ const LEAST_BURST: u64 = 256 << 10;
 /// What a VM's namespace lets through, in one transaction that replaces what was there before.
 ///
 /// The first table sees frames of the guest before anything of the host's does: only IPv4 from its own address gets by. The
-/// second one is an ordinary router's. Each rule that refuses has a counter of its own.
-pub(super) fn of_vm(policy: &Resolved, range: Cidr, name_server: Option<Ipv4Addr>) -> String {
+/// second one is an ordinary router's. Each rule that refuses has a counter of its own, which begins with what it had `so_far`.
+///
+/// What the guest sends is looked at packet by packet, also in a connection that there is: what is refused from now on is so at
+/// once. What answers it is not, so that an answer needs no rule.
+pub(super) fn of_vm(
+    policy: &Resolved,
+    range: Cidr,
+    name_server: Option<Ipv4Addr>,
+    so_far: &BTreeMap<String, u64>,
+) -> String {
     let Network { address, gateway, .. } = Network::GUEST;
     let mac = mac(MAC);
     let (limit_out, limit_in) = match policy.bytes_per_second {
@@ -94,9 +103,9 @@ table ip pando {{
     {limit_in}
     meta l4proto tcp ct state invalid {stale} reject with tcp reset
     ct state invalid {invalid} drop
-    ct state established,related accept
+    iifname != {TAP} ct state established,related accept
     iifname != {TAP} {unasked} drop
-    limit rate over {FLOWS_PER_SECOND}/second burst {FLOW_BURST} packets {flood} drop
+    ct state new limit rate over {FLOWS_PER_SECOND}/second burst {FLOW_BURST} packets {flood} drop
     {asked}
     ip daddr {range} {range_hit} reject with icmp admin-prohibited
     oifname {TAP} {range_hit} reject with icmp admin-prohibited
@@ -110,20 +119,23 @@ table ip pando {{
   }}
 }}
 ",
-        ingress_counters = counters(&["spoofed_mac", "bad_arp", "not_ip", "spoofed_address", "nowhere"]),
-        counters = counters(&[
-            "stale",
-            "to_gateway",
-            "unasked",
-            "invalid",
-            "flood",
-            "range",
-            "link_local",
-            "denied",
-            "isolated",
-            "not_allowed",
-            "too_fast",
-        ]),
+        ingress_counters = counters(&["spoofed_mac", "bad_arp", "not_ip", "spoofed_address", "nowhere"], so_far),
+        counters = counters(
+            &[
+                "stale",
+                "to_gateway",
+                "unasked",
+                "invalid",
+                "flood",
+                "range",
+                "link_local",
+                "denied",
+                "isolated",
+                "not_allowed",
+                "too_fast",
+            ],
+            so_far
+        ),
     )
 }
 
@@ -131,7 +143,7 @@ table ip pando {{
 ///
 /// What a VM's namespace refuses is refused here again where it matters most: the host's own addresses (also those that
 /// another's rules would send elsewhere), and other VMs, also another daemon's. Of a link in the [open group](Host::open_group),
-/// the first are let through, but for those that lead to VMs.
+/// the first are let through, but for those that lead to VMs. Packet by packet, as in a namespace: what answers the host passes.
 pub(super) fn of_host(host: &Host) -> String {
     let Host { table, group, range, .. } = host;
     let open = host.open_group();
@@ -153,7 +165,7 @@ table inet {table} {{
   chain prerouting {{
     type filter hook prerouting priority mangle; policy accept;
     iifgroup != {group} accept
-    ct state established,related accept
+    ct direction reply ct state established,related accept
     {asked}
     {own}
     fib daddr type local {note_host}
@@ -162,7 +174,7 @@ table inet {table} {{
   chain input {{
     type filter hook input priority filter - 1; policy accept;
     iifgroup != {group} accept
-    ct state established,related accept
+    ct direction reply ct state established,related accept
     {asked}
     {own}
     {note_host}
@@ -182,7 +194,7 @@ table inet {table} {{
   }}
 }}
 ",
-        counters = counters(&["to_host", "to_vm"]),
+        counters = counters(&["to_host", "to_vm"], &BTreeMap::new()),
         by_link = ["to_host", "to_vm"].map(notes).join("\n  "),
     )
 }
@@ -205,8 +217,13 @@ fn set(name: &str, networks: &[Cidr]) -> String {
     format!("set {name} {{ type ipv4_addr; flags interval; auto-merge; {elements} }}")
 }
 
-fn counters(names: &[&str]) -> String {
-    let all: Vec<_> = names.iter().map(|name| format!("counter {name} {{ }}")).collect();
+/// Named counters, each of which begins with the packets that it had.
+fn counters(names: &[&str], so_far: &BTreeMap<String, u64>) -> String {
+    let counter = |name: &&str| {
+        let packets = so_far.get(*name).copied().unwrap_or_default();
+        format!("counter {name} {{ packets {packets} bytes 0 }}")
+    };
+    let all: Vec<_> = names.iter().map(counter).collect();
     all.join("\n  ")
 }
 

@@ -4,6 +4,7 @@ use super::host::Host;
 use super::netlink::Netlink;
 use super::{NetworkError, TAP, UPLINK, make, nft, rules};
 use std::collections::BTreeMap;
+use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::BorrowedFd;
 
@@ -31,23 +32,41 @@ pub struct Passed {
 
 /// What the namespace that `queue`'s tap is in has seen, and what `host` has refused it.
 pub(super) fn seen(queue: BorrowedFd<'_>, host: &Host) -> Result<Seen, NetworkError> {
-    let failed = || NetworkError::rtnetlink("look at the links of a VM");
     let mut seen = make::within(queue, || {
-        let mut netlink = Netlink::open().map_err(failed())?;
-        let (_, tap) = netlink.passed(TAP).map_err(failed())?;
-        let (uplink, _) = netlink.passed(UPLINK).map_err(failed())?;
+        let mut netlink = Netlink::open().map_err(failed)?;
+        let (_, tap) = netlink.passed(TAP).map_err(failed)?;
+        let (uplink, _) = netlink.passed(UPLINK).map_err(failed)?;
         Ok(Seen {
-            outside: netlink.address(uplink).map_err(failed())?,
+            outside: netlink.address(uplink).map_err(failed)?,
             sent: Passed { packets: tap.rx_packets, bytes: tap.rx_bytes },
             received: Passed { packets: tap.tx_packets, bytes: tap.tx_bytes },
             refused: nft::counters()?,
         })
     })?;
-    let link = make::link_name(Ipv4Addr::from_bits(seen.outside.to_bits() & !1)); // The pair's first.
+    let link = link_of(seen.outside);
     for (set, by_link) in nft::counted_by_link(&host.table)? {
         if let (Some(reason), Some(count)) = (set.strip_suffix(rules::BY), by_link.get(&link)) {
             seen.refused.insert(reason.to_owned(), *count);
         }
     }
     Ok(seen)
+}
+
+/// The name of the host's link to the namespace that `queue`'s tap is in.
+pub(super) fn link(queue: BorrowedFd<'_>) -> Result<String, NetworkError> {
+    let outside = make::within(queue, || {
+        let mut netlink = Netlink::open().map_err(failed)?;
+        let uplink = netlink.index(UPLINK).map_err(failed)?;
+        netlink.address(uplink).map_err(failed)
+    })?;
+    Ok(link_of(outside))
+}
+
+/// The name of the host's link to the VM with this address.
+fn link_of(outside: Ipv4Addr) -> String {
+    make::link_name(Ipv4Addr::from_bits(outside.to_bits() & !1)) // The pair's first.
+}
+
+fn failed(source: io::Error) -> NetworkError {
+    NetworkError::Rtnetlink { wanted: "look at the links of a VM", source }
 }

@@ -46,6 +46,7 @@ fn of_fleet() -> OpenApiRouter<Fleet> {
         .routes(routes!(images::remove))
         .routes(routes!(vms::list, vms::run))
         .routes(routes!(vms::get, vms::remove))
+        .routes(routes!(vms::change_network))
         .routes(routes!(vms::fork))
         .routes(routes!(vms::pause))
         .routes(routes!(vms::resume))

@@ -7,7 +7,7 @@ use crate::fleet::Fleet;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
-use pando_wire::api::{Error, ExecReport, ExecRequest, ForkReport, ForkRequest, RunRequest, Vm};
+use pando_wire::api::{Error, ExecReport, ExecRequest, ForkReport, ForkRequest, NetworkRequest, RunRequest, Vm};
 use serde::Deserialize;
 use std::time::Duration;
 use utoipa::IntoParams;
@@ -77,6 +77,29 @@ pub(super) async fn remove(
 ) -> Result<impl IntoResponse, Failure> {
     to_its_end(async move { fleet.remove(&name, options.force).await }).await?;
     Ok(nothing())
+}
+
+/// Change what a VM's network reaches: at once, and whenever it begins again. The request says all of it, but for the mode,
+/// which stays when absent. Connections go on, but for those to what is no longer reached.
+#[utoipa::path(
+    patch,
+    path = "/vms/{name}/network",
+    params(("name" = String, Path, description = "Its name or id")),
+    request_body = NetworkRequest,
+    responses(
+        (status = 200, body = Vm),
+        (status = 400, body = Error, description = "It says what cannot be, or the VM has no network"),
+        (status = 404, body = Error, description = "There is no such VM"),
+        (status = 409, body = Error, description = "It belongs to another build"),
+        (status = 503, body = Error, description = "It cannot be applied, and the one before holds"),
+    )
+)]
+pub(super) async fn change_network(
+    State(fleet): State<Fleet>,
+    Name(name): Name,
+    Body(request): Body<NetworkRequest>,
+) -> Result<Json<Vm>, Failure> {
+    to_its_end(async move { fleet.change_network(&name, request).await }).await.map(Json)
 }
 
 /// Fork a running or paused VM. The report tells of every child, also of those that failed.

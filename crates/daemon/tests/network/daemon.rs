@@ -1,8 +1,10 @@
 //! Networks as a daemon gives them to VMs, whose monitors are programs that keep their taps.
 
+use crate::ask;
 use crate::guest::{OWN, Tap, frame, udp};
 use crate::support::Daemon;
-use crate::world::{INTERNET, block_on, internet, ip, on_a_host};
+use crate::world::{INTERNET, ONE, block_on, internet, ip, on_a_host};
+use hyper::Method;
 use pando_wire::api::{NetworkMode, Traffic, Vm};
 use pando_wire::network::MAC;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
@@ -110,6 +112,47 @@ fn a_fleet_of_forks_has_a_network_each_and_what_one_was_refused_is_shown_of_it_a
             tap_of(&web).send(&frame(MAC, EthernetProtocol::Ipv4, &udp(OWN, INTERNET, 7, b"ask")));
             let own = traffic(&daemon, "web").await;
             assert_eq!((own.refused.values().sum::<u64>(), own.sent.packets), (1, 2), "{own:?}");
+        });
+    });
+}
+
+#[test]
+fn what_a_running_vm_reaches_is_changed_at_once_and_written_down_and_none_stays_none() {
+    on_a_host(|| {
+        let _internet = internet();
+        block_on(async {
+            let mut daemon = Daemon::start().await;
+            let none = daemon.run("none").await;
+            set(&daemon, "nat").await;
+            let web = daemon.run("web").await;
+            let change = async |daemon: &Daemon, vm: &str, network: Value| {
+                let (status, vm) = daemon.call(Method::PATCH, &format!("/vms/{vm}/network"), network).await;
+                (status.as_u16(), vm)
+            };
+            let mut tap = tap_of(&web);
+            assert_eq!(ask(&mut tap, ONE, 7), Some("answer"));
+            let (status, changed) = change(&daemon, "web", json!({"deny": ["203.0.113.0/24"]})).await;
+            assert_eq!((status, &changed["network"]["mode"]), (200, &json!("nat")), "{changed}");
+            assert_eq!(ask(&mut tap, ONE, 7), Some("refusal"));
+            assert_eq!(ask(&mut tap, INTERNET, 7), Some("answer"));
+
+            // By the next daemon, too, and it is what forks begin with.
+            daemon.stop().await;
+            daemon.start_again().await;
+            assert_eq!(daemon.vm("web").await.network.deny, ["203.0.113.0/24"]);
+            daemon.fork("web", &["child"]).await;
+            assert_eq!(ask(&mut tap_of(&daemon.vm("child").await), ONE, 7), Some("refusal"));
+            let (status, _) = change(&daemon, "web", json!({"mode": "isolated"})).await;
+            assert_eq!((status, ask(&mut tap, INTERNET, 7)), (200, Some("refusal")));
+
+            for (vm, mode) in [("none", "nat"), ("web", "none")] {
+                let (status, refused) = change(&daemon, vm, json!({"mode": mode})).await;
+                assert_eq!(status, 400, "{refused}");
+                assert!(refused["error"].as_str().unwrap().contains("from its boot on or never"), "{refused}");
+            }
+            assert_eq!(none.network.mode, NetworkMode::None);
+            assert_eq!(change(&daemon, "web", json!({"allow": ["169.254.169.254"]})).await.0, 400);
+            assert_eq!(daemon.vm("web").await.network.mode, NetworkMode::Isolated, "what is refused changes nothing");
         });
     });
 }

@@ -149,6 +149,43 @@ fn a_policy_says_what_is_reached() {
 }
 
 #[test]
+fn a_policy_that_changes_holds_at_once_and_for_what_is_connected_too() {
+    on_a_host(|| {
+        let _internet = internet();
+        let networks = networks();
+        let list = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+        let mut tap = Tap::new(block_on(networks.take(1, &Policy::default())).unwrap().queues);
+        let change = |tap: &Tap, policy: Policy| {
+            block_on(networks.change(tap.queues[0].try_clone().unwrap(), &policy)).unwrap();
+        };
+        let answers = |tap: &mut Tap| [ONE, OTHER].map(|to| ask(tap, to, 7) == Some("answer"));
+        // The same ports each time: from the second question on they are one connection.
+        assert_eq!([answers(&mut tap), answers(&mut tap)], [[true; 2]; 2]);
+        change(&tap, Policy { deny: list(&["203.0.113.1"]), ..Policy::default() });
+        assert_eq!(answers(&mut tap), [false, true]);
+        change(&tap, Policy { allow: list(&["203.0.113.1"]), ..Policy::default() });
+        assert_eq!(answers(&mut tap), [true, false]);
+        let refused = Networks::refused(tap.queues[0].as_fd()).unwrap();
+        assert_eq!((refused["denied"], refused["not_allowed"]), (1, 1), "what was counted stays");
+        change(&tap, Policy { reach: Reach::Isolated, ..Policy::default() });
+        assert_eq!(answers(&mut tap), [false; 2]);
+
+        // The host is opened and closed likewise.
+        let server = std::net::UdpSocket::bind((HOST, 9)).unwrap();
+        server.set_read_timeout(Some(NEVER)).unwrap();
+        let mut hears = |policy: Policy| {
+            change(&tap, policy);
+            tap.send(&frame(MAC, EthernetProtocol::Ipv4, &udp(OWN, HOST, 9, b"ask")));
+            // It answers, so that this is a connection from then on.
+            server.recv_from(&mut [0; 9]).is_ok_and(|(_, from)| server.send_to(b"answer", from).is_ok())
+        };
+        assert!(hears(Policy { allow: list(&["host"]), ..Policy::default() }));
+        assert!(!hears(Policy { allow: list(&["0.0.0.0/0"]), ..Policy::default() }));
+        assert!(!hears(Policy::default()));
+    });
+}
+
+#[test]
 fn without_a_name_server_questions_are_refused_at_once() {
     on_a_host(|| {
         let networks = Networks::with_name_server(world::OWNER, world::range(), None);

@@ -1,7 +1,7 @@
 //! `pando run`.
 
 mod from; // from a checkpoint instead of an image
-mod net; // what its network reaches
+pub(super) mod net; // what its network reaches
 
 use super::checkpoint::bucket;
 use super::children::MAX_COUNT;

@@ -6,7 +6,7 @@ use pando_wire::api::{NetworkMode, NetworkRequest};
 
 #[derive(Debug, clap::Args)]
 #[group(skip)]
-pub(super) struct Options {
+pub(crate) struct Options {
     /// What its network reaches; as pando config says when absent, or nat with the options below.
     #[arg(long, value_enum, help_heading = "Network")]
     net: Option<Mode>,
