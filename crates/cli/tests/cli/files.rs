@@ -13,9 +13,15 @@ fn digest() -> String {
 
 /// One that imports anything and boots it.
 fn booting() -> Daemon {
+    booting_without(None)
+}
+
+/// The same, where VMs have no network for this reason.
+fn booting_without(no_network: Option<&str>) -> Daemon {
     let vm = json!({
         "id": "i", "name": "web", "state": "running", "ending": null, "parent": null, "image": "d", "cpus": 1,
         "memory_bytes": 1, "command": [], "env": {}, "pid": 7, "created_ms": 0, "owner": "o", "epoch": 1, "usage": null,
+        "no_network": no_network,
     });
     let image = json!({"digest": digest(), "size_bytes": 4096});
     Daemon::new(move |what, _| match what {
@@ -65,6 +71,19 @@ fn a_folder_is_sent_as_an_archive_and_booted() {
         "command": ["/srv/counter", "-v"], "env": {"A": "1"}, "cwd": "/srv", "user": null, "kernel": null,
     });
     assert_eq!(serde_json::from_slice::<Value>(&asked[1].body).unwrap(), expected);
+}
+
+#[test]
+fn a_vm_that_has_no_network_though_nobody_declined_one_is_told_so_in_one_line() {
+    let daemon = booting_without(Some("networks need the program nft: apt-get install nftables"));
+    let line = "no network: networks need the program nft: apt-get install nftables (pando doctor says more; --net none to \
+                not be told)\n";
+    assert_eq!(run(&daemon, &["run", "0a1b2c"]), is(0, "web\n", line));
+    let outcome = run(&daemon, &["run", "0a1b2c", "--deny", "10.0.0.0/8", "--rate", "1M"]);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    let asked: Value = serde_json::from_slice(&daemon.asked().last().unwrap().body).unwrap();
+    let network = json!({"mode": null, "allow": [], "deny": ["10.0.0.0/8"], "rate_bytes": 1 << 20});
+    assert_eq!(asked["network"], network, "the daemon knows what that means");
 }
 
 #[test]

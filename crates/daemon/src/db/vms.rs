@@ -4,7 +4,7 @@ use super::events::{Kind, append};
 use super::layers::unused;
 use super::record::{Row, show_network, state_name};
 use super::{Db, DbError, Record, Write};
-use pando_wire::api::State;
+use pando_wire::api::{Network, State};
 
 /// A VM that is to exist.
 #[derive(Debug)]

@@ -21,13 +21,13 @@ mod learn; // what children of a VM write first
 mod life; // pause, resume, stop, kill, remove
 mod logs; // what a VM wrote to its console
 mod network; // what a VM reaches
-mod traffic; // what passed that
 mod names; // possible names, made-up names
 mod ports; // which of them can be seen from outside
 mod progress; // how far long work is
 mod presence; // who is in a VM, and the door that is closed while it falls asleep
 mod room; // whether the host has memory
 mod settings; // how this daemon is set
+mod traffic; // what passed the network of one, and what was refused
 mod turns; // one operation at a time per VM
 mod twin; // a twin becomes itself
 

@@ -210,8 +210,8 @@ fn the_host_is_reached_by_who_is_allowed_it_by_its_word_and_by_nobody_else() {
         assert!(hears(&open, HOST));
         assert!(!hears(&open, link_end), "what leads to VMs stays closed");
         assert_eq!(ask(&mut open, INTERNET, 7), Some("refusal"), "as with all that is allowed, nothing else is");
-        for (allow, deny) in [(&[][..], &[][..]), (&["0.0.0.0/0"], &[]), (&["host"], &["198.51.100.2"])] {
-            let (closed, _) = tap(&first, allow, deny);
+        for (allow, deny) in [(vec![], vec![]), (vec!["0.0.0.0/0"], vec![]), (vec!["host"], vec!["198.51.100.2"])] {
+            let (closed, _) = tap(&first, &allow, &deny);
             assert!(!hears(&closed, HOST), "{allow:?} without {deny:?}");
         }
         let (mut all, _) = tap(&first, &["host", "0.0.0.0/0"], &[]);
@@ -238,7 +238,7 @@ fn metadata_is_reached_by_its_word_alone() {
         });
         let networks = networks();
         let list = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
-        let mut asked = |allow: &[&str], deny: &[&str]| {
+        let asked = |allow: &[&str], deny: &[&str]| {
             let policy = Policy { allow: list(allow), deny: list(deny), ..Policy::default() };
             let mut tap = Tap::new(block_on(networks.take(1, &policy)).unwrap().queues);
             [metadata, INTERNET].map(|to| ask(&mut tap, to, 7) == Some("answer"))

@@ -173,7 +173,7 @@ fn a_policy_that_changes_holds_at_once_and_for_what_is_connected_too() {
         // The host is opened and closed likewise.
         let server = std::net::UdpSocket::bind((HOST, 9)).unwrap();
         server.set_read_timeout(Some(NEVER)).unwrap();
-        let mut hears = |policy: Policy| {
+        let hears = |policy: Policy| {
             change(&tap, policy);
             tap.send(&frame(MAC, EthernetProtocol::Ipv4, &udp(OWN, HOST, 9, b"ask")));
             // It answers, so that this is a connection from then on.

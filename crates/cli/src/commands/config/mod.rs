@@ -18,8 +18,12 @@ A VM is idle while no program runs in it by pando exec, nothing is copied to or 
 anything that needs it, and its process takes less than 5 % of a CPU. A shell that is left open is a use. It wakes by \
 itself when it is needed.
 
+A VM that is run without --net has the network that net says: nat, none, isolated, or auto, which is nat where that can \
+be.
+
 Examples:
   pando config set idle-timeout 5m     # VMs that nobody uses for so long hibernate
+  pando config set net none            # VMs have no network unless they are told to have one
   pando config ls")]
 pub(crate) struct Args {
     #[command(subcommand)]
