@@ -17,6 +17,7 @@ mod ready; // waiting for descriptors
 mod routes; // the API, on one page
 mod serve; // starting and ending a daemon
 mod settings; // what a daemon can be told while it runs
+mod stream; // connections to what listens in VMs
 mod supervisor; // monitors as processes
 mod usage; // what a VM costs
 

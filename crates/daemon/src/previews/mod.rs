@@ -11,14 +11,13 @@
 
 mod access; // who is let in
 mod body; // an answer on its way out
+mod exchange; // a request to a guest, and its answer
 mod headers; // what goes on to the other side
 mod host; // which VM and port a name means
 mod listener; // connections in, and how long they may be quiet
 mod page; // what is said instead of an answer
 mod proxy; // one request
 mod pulse; // whether a client says anything
-mod relay; // connections that are no longer HTTP
-mod upstream; // a connection to a guest
 
 pub(crate) use host::{Front, check_domain};
 pub(crate) use listener::{Previews, listen, serve};

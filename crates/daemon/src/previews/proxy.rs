@@ -2,32 +2,23 @@
 
 use super::access::{self, Verdict};
 use super::body::Answer;
+use super::exchange::{self, Driver};
 use super::headers;
 use super::host::{self, Meaning};
 use super::listener::Previews;
 use super::page::Page;
 use super::pulse::Pulse;
-use super::relay::relay;
-use super::upstream;
-use crate::fleet::{FleetError, Visit};
+use crate::fleet::FleetError;
+use crate::stream::{reach, relay};
 use hyper::body::Incoming;
 use hyper::header::{HOST, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
-use pando_wire::api::State;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tokio::net::UnixStream;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::sleep;
-
-/// How long is waited for somebody to listen.
-const LISTEN_LIMIT: Duration = Duration::from_secs(10);
-/// Between two attempts, at first and at last.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 
 /// What stands between a client's request and a guest.
 pub(super) struct Asked {
@@ -81,8 +72,8 @@ impl Previews {
         let protocol = headers::to_guest(&mut parts.headers, &asked.host, from);
         parts.version = Version::HTTP_11;
 
-        let (stream, visit) = self.reach(&id, asked.port).await.map_err(failed)?;
-        let sent = upstream::send(stream, Request::from_parts(parts, body)).await;
+        let (stream, visit) = reach(&self.fleet, &id, asked.port).await.map_err(failed)?;
+        let sent = exchange::send(stream, Request::from_parts(parts, body)).await;
         let (response, driver) = sent.map_err(|error| {
             tracing::debug!(vm = id, %error, "a request was not answered");
             if error.is_user() {
@@ -106,25 +97,6 @@ impl Previews {
         Ok(Response::from_parts(parts, answer))
     }
 
-    /// A connection to `port` of VM `id`, as soon as somebody listens.
-    async fn reach(&self, id: &str, port: u16) -> Result<(UnixStream, Visit), FleetError> {
-        let (mut deadline, mut pause) = (None, PAUSES.0);
-        loop {
-            let error = match self.fleet.connect(id, port).await {
-                Ok((stream, _, visit)) => return Ok((stream, visit)),
-                Err(error) => error,
-            };
-            let is_soon =
-                matches!(error, FleetError::NobodyListens { .. } | FleetError::State { is: State::Starting, .. });
-            let deadline = *deadline.get_or_insert_with(|| Instant::now() + LISTEN_LIMIT);
-            if !is_soon || Instant::now() + pause > deadline {
-                return Err(error);
-            }
-            sleep(pause).await;
-            pause = (pause * 3 / 2).min(PAUSES.1);
-        }
-    }
-
     /// Lets client and guest speak another protocol.
     fn switch(
         &self,
@@ -133,7 +105,7 @@ impl Previews {
         id: String,
         permit: OwnedSemaphorePermit,
         pulse: &Arc<Pulse>,
-        driver: upstream::Driver,
+        driver: Driver,
     ) -> Response<Answer> {
         let guest = hyper::upgrade::on(&mut response);
         let (fleet, pulse) = (self.fleet.clone(), Arc::clone(pulse));

@@ -1,4 +1,4 @@
-//! Bytes both ways: connections that are no longer HTTP.
+//! Bytes both ways.
 
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};

@@ -1,20 +1,11 @@
 //! A connection to a guest.
 
-use bytes::Bytes;
-use hyper::body::{Body, Incoming};
-use hyper::client::conn::http1;
-use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
-use tokio::task::JoinHandle;
-
-/// How much of an answer's head, and of a body that waits, is kept of one connection.
-const BUFFER_BYTES: usize = 64 << 10;
 
 /// A connection to what listens in a guest. It breaks with an error, however it was cut: a guest that dies closes both
 /// halves at once, and one that has said everything ends its own half.
@@ -67,31 +58,6 @@ impl AsyncWrite for Upstream {
         self.has_ended = true;
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
-}
-
-/// What drives a connection, which ends with it.
-#[derive(Debug)]
-pub(super) struct Driver(JoinHandle<()>);
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// Sends `request` on a connection of its own. The connection is there as long as its driver, or until it is upgraded.
-pub(super) async fn send<B>(stream: UnixStream, request: Request<B>) -> hyper::Result<(Response<Incoming>, Driver)>
-where
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let io = TokioIo::new(Upstream::new(stream));
-    let (mut sender, connection) = http1::Builder::new().max_buf_size(BUFFER_BYTES).handshake(io).await?;
-    let driver = Driver(tokio::spawn(async move {
-        // Its errors reach the request that it carries.
-        let _ = connection.with_upgrades().await;
-    }));
-    Ok((sender.send_request(request).await?, driver))
 }
 
 #[cfg(test)]
