@@ -151,6 +151,7 @@ impl Daemon {
             kernel: None,
             idle_timeout_ms: None,
             network: NetworkRequest { mode: Some(NetworkMode::None), ..NetworkRequest::default() },
+            publish: Vec::new(),
         };
         self.call("POST", "/vms", &request)
     }

@@ -13,6 +13,7 @@ mod monitor; // talking to monitors
 pub mod network; // a namespace for each VM
 mod paths; // where everything lies
 mod previews; // what listens in VMs, for browsers
+mod publish; // ports of the host that are ports of VMs
 mod ready; // waiting for descriptors
 mod routes; // the API, on one page
 mod serve; // starting and ending a daemon

@@ -164,7 +164,8 @@ pub async fn serve_until(
         }
     };
     let idle = fleet.clone().watch_idle();
-    let servers = async { tokio::join!(unix_server.into_future(), tcp_server, preview_server, idle) };
+    let published = fleet.ports_ended();
+    let servers = async { tokio::join!(unix_server.into_future(), tcp_server, preview_server, published, idle) };
     tokio::pin!(servers);
     tokio::select! {
         _ = &mut servers => (), // None ends before it is told to.

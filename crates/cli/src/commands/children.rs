@@ -21,7 +21,7 @@ pub(super) fn request(
         (None, Some(prefix)) => Some(format!("{prefix}.{number}")),
         (None, None) => None,
     };
-    let child = |number| ChildSpec { name: name(number), env: env.clone() };
+    let child = |number| ChildSpec { name: name(number), env: env.clone(), ..ChildSpec::default() };
     ForkRequest { children: (1..=count).map(child).collect() }
 }
 

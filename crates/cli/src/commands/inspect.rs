@@ -4,7 +4,7 @@ use crate::client::{Client, segment};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::{complete, out, parse, render};
-use pando_wire::api::{Network, NetworkMode, Passed, Vm};
+use pando_wire::api::{Network, NetworkMode, Passed, Published, Vm};
 use pando_wire::duration;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -56,6 +56,9 @@ fn render(vm: &Vm) -> String {
     add("sent", vm.traffic.as_ref().map(|traffic| passed(traffic.sent)));
     add("received", vm.traffic.as_ref().map(|traffic| passed(traffic.received)));
     add("refused", vm.traffic.as_ref().and_then(|traffic| refused(&traffic.refused)));
+    for port in &vm.published {
+        add("published", Some(published(port)));
+    }
     add("parent", vm.parent.clone());
     add("command", (!vm.command.is_empty()).then(|| vm.command.join(" ")));
     add("process", vm.pid.map(|pid| pid.to_string()));
@@ -70,6 +73,12 @@ fn render(vm: &Vm) -> String {
 
 fn idle_timeout(ms: u64) -> String {
     if ms == 0 { "off".to_owned() } else { duration::show(Duration::from_millis(ms)) }
+}
+
+/// A port of the host that is its own, and why not, when that is so.
+fn published(port: &Published) -> String {
+    let problem = port.problem.as_ref().map(|problem| format!(", not now: {problem}"));
+    format!("{port}{}", problem.unwrap_or_default())
 }
 
 /// What it reaches.
@@ -104,6 +113,7 @@ mod tests {
     use super::*;
     use crate::render::fixture::vm;
     use pando_wire::api::{Traffic, Usage};
+    use std::net::Ipv4Addr;
 
     #[test]
     fn what_a_vm_does_not_have_is_not_shown() {
@@ -131,8 +141,11 @@ process       1
             received: Passed { packets: 1200, bytes: 3 << 20 },
             refused: BTreeMap::from([("range".into(), 1), ("to_host".into(), 7)]),
         });
+        let port =
+            |problem| Published { address: Ipv4Addr::LOCALHOST.into(), host_port: 8080, guest_port: 80, problem };
+        vm.published = vec![port(None), port(Some("taken".to_owned()))];
         vm.env.insert("A".to_owned(), "1".to_owned());
-        let more = "idle timeout  10m\nnetwork       nat, deny 10.0.0.0/8\noutside       10.241.0.1\nsent          42 B in 1 packet\nreceived      3 MiB in 1200 packets\nrefused       7 to host, 1 range\nprocess       1\nresident      3 MiB\nproportional  2 MiB\nprivate       1 MiB\nenv           A=1\n";
+        let more = "idle timeout  10m\nnetwork       nat, deny 10.0.0.0/8\noutside       10.241.0.1\nsent          42 B in 1 packet\nreceived      3 MiB in 1200 packets\nrefused       7 to host, 1 range\npublished     127.0.0.1:8080 -> 80\npublished     127.0.0.1:8080 -> 80, not now: taken\nprocess       1\nresident      3 MiB\nproportional  2 MiB\nprivate       1 MiB\nenv           A=1\n";
         let plain = plain.trim_end_matches("network       none\nprocess       1\n");
         assert_eq!(render(&vm), format!("{plain}{more}"));
     }

@@ -5,7 +5,7 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::out;
 use crate::render::{self, Table};
-use pando_wire::api::Vm;
+use pando_wire::api::{Published, Vm};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -54,18 +54,28 @@ fn render(vms: &[Vm], args: &Args, now_ms: i64, width: Option<usize>) -> String 
     if args.quiet {
         return shown.into_iter().map(|vm| format!("{}\n", vm.name)).collect();
     }
-    let mut table = Table::new(["NAME…", "STATE", "CPUS", "MEMORY", "PARENT…", "AGE"]);
+    let has_ports = shown.iter().any(|vm| !vm.published.is_empty());
+    let headings = ["NAME…", "STATE", "CPUS", "MEMORY", "PARENT…", "AGE"];
+    let mut table = Table::new(headings.into_iter().chain(has_ports.then_some("PUBLISHED…")));
     for vm in shown {
-        table.row(vec![
+        let mut row = vec![
             vm.name.clone(),
             render::state(vm.state).to_owned(),
             vm.cpus.to_string(),
             render::bytes(vm.memory_bytes),
             parent(vm, vms),
             render::age(vm.created_ms, now_ms),
-        ]);
+        ];
+        row.extend(has_ports.then(|| ports(vm)));
+        table.row(row);
     }
     table.render(width)
+}
+
+/// The ports of the host that are a VM's.
+fn ports(vm: &Vm) -> String {
+    let ports: Vec<_> = vm.published.iter().map(Published::to_string).collect();
+    if ports.is_empty() { "-".to_owned() } else { ports.join(", ") }
 }
 
 /// The name of a VM's parent, or its id once it is removed.
@@ -94,6 +104,19 @@ review.1  running  2     512 MiB  web      2m
 orphan    running  2     512 MiB  id-gone  90s
 ";
         assert_eq!(render(&vms, &PLAIN, 180_000, Some(80)), expected);
+    }
+
+    #[test]
+    fn ports_of_the_host_are_shown_where_a_vm_has_some() {
+        let mut vms = [vm("web", None, 0), vm("other", None, 1)];
+        let address = std::net::Ipv4Addr::LOCALHOST.into();
+        vms[0].published = vec![Published { address, host_port: 8080, guest_port: 80, problem: None }];
+        let expected = "\
+NAME   STATE    CPUS  MEMORY   PARENT  AGE  PUBLISHED
+web    running  2     512 MiB  -       0s   127.0.0.1:8080 -> 80
+other  running  2     512 MiB  -       0s   -
+";
+        assert_eq!(render(&vms, &PLAIN, 1, None), expected);
     }
 
     #[test]

@@ -20,13 +20,13 @@ for it.
 Examples:
   pando port web 3000             # the URL, for who has it
   pando port web 3000 --public    # for everybody who reaches the daemon
-  pando port web                  # all that are open
+  pando port web                  # all that are open or published
   pando port web 3000 --close     # the URL lets nobody in any more")]
 pub(crate) struct Args {
     /// Name or id of a VM.
     #[arg(value_parser = parse::name(), add = complete::vm())]
     vm: String,
-    /// A port in the VM; all that are open when absent.
+    /// A port in the VM; all that are open or published when absent.
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
     /// Let everybody in who reaches the daemon's port for previews.
@@ -77,8 +77,12 @@ fn render(ports: &[Port], width: Option<usize>) -> String {
     let mut table = Table::new(["PORT", "ACCESS", "URL"]);
     for port in ports {
         let access = if port.public { "public" } else { "private" };
-        let url = port.url.as_ref().or(port.problem.as_ref()).cloned().unwrap_or_default();
-        table.row(vec![port.port.to_string(), access.to_owned(), url]);
+        let (access, at) = match (&port.host, &port.problem) {
+            (Some(host), None) => ("published", host.clone()),
+            (Some(_), Some(problem)) => ("published", problem.clone()),
+            (None, problem) => (access, port.url.as_ref().or(problem.as_ref()).cloned().unwrap_or_default()),
+        };
+        table.row(vec![port.port.to_string(), access.to_owned(), at]);
     }
     table.render(width)
 }
@@ -95,10 +99,18 @@ mod tests {
             public,
             url: url.map(str::to_owned),
             token: None,
+            host: None,
             problem: url.is_none().then(|| "off".to_owned()),
         };
         let ports = [port(80, true, Some("http://80-web.localhost/")), port(3000, false, None)];
         let expected = "PORT  ACCESS   URL\n80    public   http://80-web.localhost/\n3000  private  off\n";
         assert_eq!(render(&ports, None), expected);
+        let published = |problem: Option<&str>| Port {
+            host: Some("127.0.0.1:8080".into()),
+            problem: problem.map(str::to_owned),
+            ..port(80, true, None)
+        };
+        let expected = "PORT  ACCESS     URL\n80    published  127.0.0.1:8080\n80    published  cannot listen\n";
+        assert_eq!(render(&[published(None), published(Some("cannot listen"))], None), expected);
     }
 }

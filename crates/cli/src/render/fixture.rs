@@ -26,5 +26,6 @@ pub(crate) fn vm(name: &str, parent: Option<&str>, created_ms: i64) -> Vm {
         no_network: None,
         traffic: None,
         sleepless: None,
+        published: Vec::new(),
     }
 }

@@ -198,7 +198,7 @@ fn vms_are_run_from_a_checkpoint_and_say_where_they_came_from() {
     let asked = &daemon.asked()[0];
     assert_eq!(asked.what, "POST /checkpoints/warm/run");
     let env = json!({"B": "2"});
-    let children = json!([{"name": "a.1", "env": env}, {"name": "a.2", "env": env}]);
+    let children = json!([{"name": "a.1", "env": env, "publish": []}, {"name": "a.2", "env": env, "publish": []}]);
     assert_eq!(serde_json::from_slice::<Value>(&asked.body).unwrap(), json!({"children": children}));
 
     let cold = run(&Daemon::saying(200, &report(false)), &["run", "--from", "warm"]);
@@ -214,7 +214,7 @@ fn vms_are_run_from_a_checkpoint_and_say_where_they_came_from() {
         "url": "s3://team", "endpoint": null, "region": "north", "access_key_id": "AKID", "secret_access_key": "SECRET",
         "session_token": null,
     });
-    let children = json!([{"name": null, "env": {}}]);
+    let children = json!([{"name": null, "env": {}, "publish": []}]);
     let expected = json!({"bucket": bucket, "checkpoint": "warm", "children": children, "cache_bytes": 1 << 30});
     assert_eq!(serde_json::from_slice::<Value>(&asked.body).unwrap(), expected);
     let without = run_with(&daemon, &run, &[]);

@@ -69,6 +69,7 @@ fn a_folder_is_sent_as_an_archive_and_booted() {
         "name": "web", "image": digest(), "cpus": 2, "memory_bytes": 1 << 30, "disk_bytes": null,
         "idle_timeout_ms": null, "network": {"mode": null, "allow": [], "deny": [], "rate_bytes": null},
         "command": ["/srv/counter", "-v"], "env": {"A": "1"}, "cwd": "/srv", "user": null, "kernel": null,
+        "publish": [],
     });
     assert_eq!(serde_json::from_slice::<Value>(&asked[1].body).unwrap(), expected);
 }

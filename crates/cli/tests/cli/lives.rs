@@ -26,7 +26,8 @@ fn a_fork_names_its_children_and_says_what_it_cost() {
     let asked = &daemon.asked()[0];
     assert_eq!(asked.what, "POST /vms/web/fork");
     let env = json!({"BRANCH": "fix"});
-    let children = json!([{"name": "review.1", "env": env}, {"name": "review.2", "env": env}]);
+    let children =
+        json!([{"name": "review.1", "env": env, "publish": []}, {"name": "review.2", "env": env, "publish": []}]);
     assert_eq!(serde_json::from_slice::<Value>(&asked.body).unwrap(), json!({"children": children}));
 }
 

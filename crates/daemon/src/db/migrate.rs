@@ -5,7 +5,7 @@ use sqlx::SqlitePool;
 
 /// What each version has that the one before had not, oldest first. Each ends by saying which version it is. One that a
 /// daemon may have run is never changed.
-const STEPS: [&str; 8] = [
+const STEPS: [&str; 9] = [
     include_str!("schema/1-vms.sql"),
     include_str!("schema/2-checkpoints.sql"),
     include_str!("schema/3-sleep.sql"),
@@ -14,6 +14,7 @@ const STEPS: [&str; 8] = [
     include_str!("schema/6-hashed.sql"),
     include_str!("schema/7-ports.sql"),
     include_str!("schema/8-network.sql"),
+    include_str!("schema/9-published.sql"),
 ];
 
 /// The schema that this build writes and reads.
@@ -81,6 +82,7 @@ mod tests {
         assert_eq!(db.settings().await.unwrap(), []);
         assert_eq!(vms[1].idle_timeout_ms, None);
         assert_eq!(db.port("child", 80).await.unwrap(), Some(("c".to_owned(), None)));
+        assert_eq!(db.published("c").await.unwrap(), []);
         assert_eq!(version(&db.read).await.unwrap(), SCHEMA);
     }
 

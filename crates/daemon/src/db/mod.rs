@@ -9,6 +9,7 @@ mod images; // what VMs begin from
 mod layers; // which layers are needed
 mod migrate; // from an older schema to this build's
 mod ports; // which ports can be seen, and by whom
+mod published; // which ports of the host are theirs
 mod record; // a VM, as its row says
 mod settings; // what was set
 mod sleep; // VMs that fall asleep
@@ -212,7 +213,7 @@ mod tests {
             idle_timeout_ms: Some(9),
             network: Network { mode: NetworkMode::Isolated, allow: vec!["example.org".into()], ..Network::default() },
         };
-        Insert { record, inherited: vec!["root".into()] }
+        Insert { record, inherited: vec!["root".into()], published: Vec::new() }
     }
 
     #[tokio::test]

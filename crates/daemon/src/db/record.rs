@@ -79,6 +79,7 @@ impl Record {
             network: self.network,
             no_network: None,
             traffic: None,
+            published: Vec::new(),
         }
     }
 

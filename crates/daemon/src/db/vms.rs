@@ -2,9 +2,10 @@
 
 use super::events::{Kind, append};
 use super::layers::unused;
+use super::published::insert_published;
 use super::record::{Row, show_network, state_name};
 use super::{Db, DbError, Record, Write};
-use pando_wire::api::{Network, State};
+use pando_wire::api::{Network, Publish, State};
 
 /// A VM that is to exist.
 #[derive(Debug)]
@@ -12,6 +13,8 @@ pub(crate) struct Insert {
     pub(crate) record: Record,
     /// The ids of the VMs whose layers its disk has below its own, oldest first.
     pub(crate) inherited: Vec<String>,
+    /// Ports of the host that are ports of it.
+    pub(crate) published: Vec<Publish>,
 }
 
 /// What becomes of a VM.
@@ -208,6 +211,7 @@ async fn insert_vm(write: &mut Write, insert: &Insert) -> Result<(), DbError> {
             .execute(write.on())
             .await?;
     }
+    insert_published(write, &record.id, &insert.published).await?;
     let detail = match &record.parent {
         Some(parent) => format!("{} from {parent}", record.name),
         None => record.name.clone(),

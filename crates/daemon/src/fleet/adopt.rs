@@ -62,6 +62,7 @@ impl Fleet {
         for record in &records {
             self.settle_sleep(record).await?;
         }
+        self.adopt_ports(&records).await?;
         let running = records.into_iter().filter(|record| !record.state.is_at_rest());
         join_all(running.map(|record| self.settle(record))).await.into_iter().collect()
     }

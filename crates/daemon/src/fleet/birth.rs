@@ -7,6 +7,7 @@ use super::turns::Turn;
 use super::{Fleet, blocking, names};
 use crate::db::{Insert, Record, now_ms};
 use crate::paths::Paths;
+use crate::publish::Bound;
 use futures_util::future::join_all;
 use pando_wire::api::{ChildReport, ChildSpec, State};
 use pando_wire::control::Listener;
@@ -31,12 +32,17 @@ impl Fleet {
         let (of, inherited) = (model.clone(), layers.to_vec());
         let mut seats = Vec::new();
         for spec in specs {
+            // So that nothing is made when another has them.
+            let ports = self.take_ports(&spec.publish).await?;
             let id = Uuid::now_v7().to_string();
             // Before anybody can see the child, so that nobody removes one that is about to be born.
             let turn = self.0.turns.vm(&id).await;
-            seats.push((Seat { id, turn }, spec));
+            seats.push((Seat { id, turn, ports }, spec));
         }
-        let planned = self.0.db.insert_vms(move |is_taken| plan(&of, &inherited, seats, is_taken)).await?;
+        let mut planned = self.0.db.insert_vms(move |is_taken| plan(&of, &inherited, seats, is_taken)).await?;
+        for birth in planned.iter_mut().filter_map(|child| child.plan.as_mut().ok()) {
+            self.serve_ports(&birth.record.id, std::mem::take(&mut birth.ports));
+        }
 
         let plans = planned.iter().filter_map(|child| child.plan.as_ref().ok());
         let records: Vec<_> = plans.map(|birth| birth.record.clone()).collect();
@@ -112,15 +118,18 @@ impl Fleet {
     }
 }
 
-/// What a child is before anybody knows whether there will be one: its id, and the turn of it.
+/// What a child is before anybody knows whether there will be one: its id, the turn of it, and its ports of the host.
 struct Seat {
     id: String,
     turn: Turn,
+    ports: Vec<Bound>,
 }
 
 /// A child that is in the database, and that nobody else does anything with until it runs or is removed.
 pub(super) struct Birth {
     pub(super) record: Record,
+    /// Until they are served.
+    ports: Vec<Bound>,
     _turn: Turn,
 }
 
@@ -171,7 +180,7 @@ fn plan(
     let mut inserts = Vec::new();
     let planned = checked
         .into_iter()
-        .map(|(Seat { id, turn }, spec, checked)| {
+        .map(|(Seat { id, turn, ports }, spec, checked)| {
             let name = spec.name.unwrap_or_else(|| {
                 names::of_child(&model.name, &mut next, |name| is_taken(name) || chosen.contains(name))
             });
@@ -192,8 +201,9 @@ fn plan(
                     woken: None,
                     ..model.clone()
                 };
-                inserts.push(Insert { record: record.clone(), inherited: layers.to_vec() });
-                Birth { record, _turn: turn }
+                let published = ports.iter().map(|bound| bound.port).collect();
+                inserts.push(Insert { record: record.clone(), inherited: layers.to_vec(), published });
+                Birth { record, ports, _turn: turn }
             });
             Planned { name, plan }
         })

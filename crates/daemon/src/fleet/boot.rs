@@ -52,6 +52,9 @@ impl Fleet {
         let disk_bytes = disk_bytes(request.disk_bytes, image.size_bytes)?;
         let (network, no_network) = self.choose_network(request.network).await?;
 
+        // So that nothing is made for a VM whose ports another has.
+        let ports = self.take_ports(&request.publish).await?;
+
         let id = Uuid::now_v7();
         // Before anybody can see it.
         let turn = self.0.turns.vm(&id.to_string()).await;
@@ -81,16 +84,18 @@ impl Fleet {
             idle_timeout_ms: request.idle_timeout_ms,
             network,
         };
+        let published = ports.iter().map(|bound| bound.port).collect();
         let inserted = self.0.db.insert_vms(move |is_taken| {
             let name = chosen.unwrap_or_else(|| names::made_up(id, is_taken));
             if is_taken(&name) {
                 return (Vec::new(), Err(FleetError::NameTaken(name)));
             }
             let record = Record { name, ..record };
-            (vec![Insert { record: record.clone(), inherited: Vec::new() }], Ok(record))
+            (vec![Insert { record: record.clone(), inherited: Vec::new(), published }], Ok(record))
         });
         let record = inserted.await??;
         tracing::info!(vm = record.id, name = record.name, "created");
+        self.serve_ports(&record.id, ports);
 
         if let Err(error) = self.boot(&record, Vec::new(), Disk::New { disk_bytes }).await {
             self.discard(&record).await;

@@ -28,6 +28,12 @@ impl Fleet {
         }
     }
 
+    /// Whether the VM of this id can be reached: it has neither ended nor fallen asleep. That is no reason to wake it.
+    pub(crate) async fn is_up(&self, id: &str) -> bool {
+        let _visit = self.0.presence.enter(id).await;
+        Agent::ask(&self.0.paths.vsock_socket(id), &Request::Ping, CONNECT_LIMIT).await.is_ok()
+    }
+
     /// Notes that the VM of this id is used just now, by who is not in it.
     pub(crate) fn note_use(&self, id: &str) {
         self.0.presence.note(id);

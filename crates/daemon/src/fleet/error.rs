@@ -11,6 +11,7 @@ use pando_wire::api::State;
 use pando_wire::control::VERSION;
 use std::error::Error;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -184,6 +185,14 @@ pub(crate) enum FleetError {
         name: String,
         /// Which port.
         port: u16,
+    },
+    /// A port of the host that a VM was to have is not to be had.
+    #[error("cannot publish a port at {at}")]
+    NotPublished {
+        /// The host's address and port.
+        at: SocketAddr,
+        /// The cause.
+        source: io::Error,
     },
     /// A program in a VM took too long and was killed.
     #[error("{program} in {name} did not end within {} ms", limit.as_millis())]

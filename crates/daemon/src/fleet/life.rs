@@ -138,6 +138,7 @@ impl Fleet {
         self.0.supervisor.evict(&record.id, record.layer()).await.map_err(cannot(format!("end {}", record.name)))?;
         self.0.supervisor.sweep(&record.id).await;
         let unused = self.0.db.remove_vm(&record.id, record.epoch, &record.name).await?;
+        self.close_ports(&record.id).await;
         self.0.lessons.forget(&record.id);
         self.forget_sleep(record).await?;
         let (paths, id) = (self.0.paths.clone(), record.id.clone());

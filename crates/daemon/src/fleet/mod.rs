@@ -23,6 +23,7 @@ mod logs; // what a VM wrote to its console
 mod network; // what a VM reaches
 mod names; // possible names, made-up names
 mod ports; // which of them can be seen from outside
+mod publish; // which ports of the host are theirs
 mod progress; // how far long work is
 mod presence; // who is in a VM, and the door that is closed while it falls asleep
 mod room; // whether the host has memory
@@ -42,6 +43,7 @@ use crate::db::{Db, Record};
 use crate::images::{Incoming, import_stream};
 use crate::network::Networks;
 use crate::paths::Paths;
+use crate::publish::Board as Ports;
 use crate::settings::Settings;
 use crate::supervisor::Supervisor;
 use crate::usage;
@@ -79,6 +81,7 @@ struct Inner {
     supervisor: Arc<Supervisor>,
     guests: Guests,
     networks: Networks,
+    published: Ports,
     turns: Turns,
     presence: Presence,
     settings: Board,
@@ -113,6 +116,7 @@ impl Fleet {
             db,
             guests: Guests::default(),
             networks,
+            published: Ports::default(),
             turns: Turns::default(),
             presence: Presence::default(),
             settings: Board::new(settings),
@@ -129,12 +133,12 @@ impl Fleet {
 
     /// Every VM, oldest first.
     pub(crate) async fn list(&self) -> Result<Vec<Vm>, FleetError> {
-        Ok(self.0.db.vms().await?.into_iter().map(|record| self.0.foreign.show(record)).collect())
+        Ok(self.0.db.vms().await?.into_iter().map(|record| self.show(record)).collect())
     }
 
     /// One VM, by name or id, with what its memory costs.
     pub(crate) async fn get(&self, name: &str) -> Result<Vm, FleetError> {
-        let mut vm = self.0.foreign.show(self.look_up(name).await?);
+        let mut vm = self.show(self.look_up(name).await?);
         if let Some(live) = self.0.supervisor.live(&vm.id) {
             let pid = live.pid();
             // It may end meanwhile, and then it costs nothing.
@@ -143,6 +147,12 @@ impl Fleet {
             vm.traffic = self.traffic(&vm, live).await;
         }
         Ok(vm)
+    }
+
+    /// A VM as the API shows it.
+    fn show(&self, record: Record) -> Vm {
+        let vm = self.0.foreign.show(record);
+        Vm { published: self.0.published.of(&vm.id), ..vm }
     }
 
     /// Every image.

@@ -8,6 +8,7 @@ use axum::http::header::WWW_AUTHENTICATE;
 use axum::response::{IntoResponse, Response};
 use pando_store::{BucketError, CheckpointError, IntakeError};
 use pando_wire::api;
+use std::io;
 
 pub(super) use axum::Json;
 
@@ -77,6 +78,10 @@ impl From<FleetError> for Failure {
             FleetError::Network { .. } | FleetError::NoKvm { .. } | FleetError::NoRoom { .. } | FleetError::Agent { .. } => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
+            FleetError::NotPublished { source, .. } => match source.kind() {
+                io::ErrorKind::AddrInUse => StatusCode::CONFLICT,
+                _ => StatusCode::BAD_REQUEST,
+            },
             FleetError::NobodyListens { .. } | FleetError::OldAgent { .. } => StatusCode::BAD_GATEWAY,
             FleetError::Bucket { source, .. } => of_bucket(source),
             FleetError::ExecLate { .. } => StatusCode::GATEWAY_TIMEOUT,

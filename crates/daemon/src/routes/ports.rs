@@ -1,4 +1,4 @@
-//! Ports of VMs that can be seen from outside. What serves them is in `previews`.
+//! Ports of VMs that can be seen from outside. What serves them is in `previews` and `publish`.
 
 use super::body::{Body, Name};
 use super::error::{Failure, Json};
@@ -10,10 +10,10 @@ use axum::extract::{FromRequestParts, Path, State};
 use axum::http::request::Parts;
 use axum::response::IntoResponse;
 use axum::{Extension, extract::rejection::PathRejection};
-use pando_wire::api::{Error, Port, PortRequest};
+use pando_wire::api::{Error, Port, PortRequest, Published};
 use std::sync::Arc;
 
-/// The ports of a VM that can be seen from outside, in order.
+/// The ports of a VM that can be seen from outside, opened or published, in order.
 #[utoipa::path(
     get,
     path = "/vms/{name}/ports",
@@ -26,7 +26,10 @@ pub(super) async fn list(
     Name(name): Name,
 ) -> Result<Json<Vec<Port>>, Failure> {
     let (vm, ports) = fleet.ports(&name).await?;
-    Ok(Json(ports.into_iter().map(|port| show(&front, &vm, port)).collect()))
+    let published = fleet.published(&vm.id).await?.into_iter().map(|port| show_published(&vm, port));
+    let mut all: Vec<_> = ports.into_iter().map(|port| show(&front, &vm, port)).chain(published).collect();
+    all.sort_by_key(|port| port.port);
+    Ok(Json(all))
 }
 
 /// Let a port of a VM be seen from outside, or change by whom. A fork's child has none of its parent's.
@@ -81,7 +84,13 @@ fn show(front: &Front, vm: &Record, open: OpenPort) -> Port {
     let token = (!is_public).then_some(token);
     let url = front.url(&vm.name, &vm.id, port, token.as_deref());
     let (url, problem) = url.map_or_else(|problem| (None, Some(problem)), |url| (Some(url), None));
-    Port { vm: vm.name.clone(), port, public: is_public, url, token, problem }
+    Port { vm: vm.name.clone(), port, public: is_public, url, token, host: None, problem }
+}
+
+fn show_published(vm: &Record, published: Published) -> Port {
+    let host = Some(published.host().to_string());
+    let Published { guest_port, problem, .. } = published;
+    Port { vm: vm.name.clone(), port: guest_port, public: true, url: None, token: None, host, problem }
 }
 
 /// The VM and the port in the path.

@@ -30,7 +30,7 @@ pub(super) async fn list(State(fleet): State<Fleet>) -> Result<Json<Vec<Vm>>, Fa
         (status = 200, body = Vm),
         (status = 400, body = Error, description = "The request says what cannot be"),
         (status = 404, body = Error, description = "There is no such image"),
-        (status = 409, body = Error, description = "The name is taken"),
+        (status = 409, body = Error, description = "The name is taken, or a port of the host"),
         (status = 500, body = Error, description = "It does not boot; the causes end in the last lines of its console"),
         (status = 503, body = Error, description = "There is no KVM, or no memory"),
     )

@@ -1,5 +1,6 @@
 //! One VM becomes several.
 
+use super::publish::Publish;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -22,6 +23,9 @@ pub struct ChildSpec {
     /// Added to the parent's environment for every `exec` in the child and for its fork hooks.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// Ports of the host that are to be ports of it, 64 at most; none when absent, whatever its parent has.
+    #[serde(default)]
+    pub publish: Vec<Publish>,
 }
 
 /// How a fork went. A child that failed does not fail the others.

@@ -7,6 +7,7 @@ mod fork; // one becomes several
 mod vm; // a VM
 mod exec; // a program in it
 mod port; // what listens in it
+mod publish; // ports of the host that are its ports
 mod checkpoint; // as it was at one instant
 mod bucket; // that, elsewhere
 mod store; // what is stored
@@ -24,6 +25,7 @@ pub use image::Image;
 pub use meta::{Error, NO_ROUTE, Version};
 pub use network::{Network, NetworkMode, NetworkRequest, Passed, Traffic};
 pub use port::{Port, PortRequest};
+pub use publish::{MAX_PUBLISHED, Publish, Published};
 pub use run::RunRequest;
 pub use setting::{Setting, SettingRequest};
 pub use store::{Collected, Damage, Progress, Verified};

@@ -1,6 +1,7 @@
 //! A VM to create and boot.
 
 use super::network::NetworkRequest;
+use super::publish::Publish;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -45,6 +46,9 @@ pub struct RunRequest {
     /// What its network reaches. Its forks are as it is.
     #[serde(default)]
     pub network: NetworkRequest,
+    /// Ports of the host that are to be ports of it, 64 at most. Its forks have none.
+    #[serde(default)]
+    pub publish: Vec<Publish>,
 }
 
 fn one() -> u8 {

@@ -1,6 +1,7 @@
 //! A VM, as the daemon sees it.
 
 use super::network::{Network, Traffic};
+use super::publish::Published;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -54,6 +55,9 @@ pub struct Vm {
     /// What passed its network, when asked for one VM, it runs, and that can be found out.
     #[serde(default)]
     pub traffic: Option<Traffic>,
+    /// Ports of the host that are ports of it.
+    #[serde(default)]
+    pub published: Vec<Published>,
 }
 
 /// What a VM's memory costs (`smaps_rollup` of its monitor), in bytes.

@@ -1,19 +1,26 @@
 //! `pando run --from`: VMs from a checkpoint.
 
 use super::super::children;
-use super::Args;
+use super::{Args, publish};
 use crate::client::{Client, segment};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::{out, parse, render};
 use indicatif::ProgressBar;
-use pando_wire::api::{BucketRunRequest, CheckpointRunReport, ForkRequest};
+use pando_wire::api::{BucketRunRequest, CheckpointRunReport, ForkRequest, Vm};
 use std::process::ExitCode;
 use std::time::Duration;
 
 pub(super) async fn run(checkpoint: &str, args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let env = parse::environment(&args.env_file, args.env)?;
-    let ForkRequest { children } = children::request(args.count, args.name.as_deref(), args.prefix.as_deref(), &env);
+    let ForkRequest { mut children } =
+        children::request(args.count, args.name.as_deref(), args.prefix.as_deref(), &env);
+    let wanted = args.ports.publish;
+    match &mut children[..] {
+        [only] => only.publish.clone_from(&wanted),
+        _ if wanted.is_empty() => (),
+        _ => return Err(Failure::new("a port of the host is one VM's: -p goes with --count 1 only")),
+    }
     let bucket = args.bucket.map(|url| args.server.bucket(url)).transpose()?;
     let client = Client::open().await?;
 
@@ -39,6 +46,10 @@ pub(super) async fn run(checkpoint: &str, args: Args, context: &Context) -> Resu
     } else {
         out::print(&children::names(&report.children))?;
         out::note(&format!("{}\n", summary(&report, origin)));
+        if let (false, Some(id)) = (wanted.is_empty(), report.children.iter().find_map(|child| child.id.as_ref())) {
+            let vm: Vm = client.get(&format!("/vms/{}", segment(id))).await?.read()?;
+            publish::chosen(&wanted, &vm.published).iter().for_each(|line| out::note(line));
+        }
     }
     Ok(children::tell(&children::warnings(&report.children), &report.children))
 }

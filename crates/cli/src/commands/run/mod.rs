@@ -2,6 +2,7 @@
 
 mod from; // from a checkpoint instead of an image
 pub(super) mod net; // what its network reaches
+mod publish; // ports of the host that are its ports
 
 use super::checkpoint::bucket;
 use super::children::MAX_COUNT;
@@ -25,6 +26,7 @@ nothing of other file systems mounted in it. An image that was imported before i
 
 Examples:
   pando run --name web --cpus 2 --memory 512M ./rootfs -- /srv/counter
+  pando run -p 8080:80 ./rootfs -- httpd -f      # at http://127.0.0.1:8080
   pando run rootfs.tar.zst -e MODE=test -w /srv -- make check
   pando run 4f0c2a                  # an image that was imported before
   pando run --from warm --count 3 --prefix review -e BRANCH=fix-login
@@ -67,6 +69,8 @@ pub(crate) struct Args {
     idle_timeout: Option<u64>,
     #[command(flatten)]
     network: net::Options,
+    #[command(flatten)]
+    ports: publish::Options,
     /// A checkpoint to run VMs from, instead of an image: all that is not their own is as it was then.
     #[arg(
         long,
@@ -105,6 +109,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failu
     }
     let image = args.image.clone().unwrap_or_default(); // Clap has seen to it.
     let mut request = request(args)?;
+    let wanted = request.publish.clone();
     Client::open_without_starting()?.look_at_kvm()?;
     let client = Client::open().await?;
     request.image = upload::digest(&client, &image).await?;
@@ -123,6 +128,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failu
         out::json(&body)?;
     } else {
         out::print(&format!("{}\n", vm.name))?;
+        publish::chosen(&wanted, &vm.published).iter().for_each(|line| out::note(line));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -143,6 +149,7 @@ fn request(args: Args) -> Result<RunRequest, Failure> {
         user: args.user,
         idle_timeout_ms: args.idle_timeout,
         network: args.network.into(),
+        publish: args.ports.publish,
         kernel: kernel.map_err(|path| Failure::new(format!("the kernel's path {path:?} is not UTF-8")))?,
     })
 }
