@@ -27,7 +27,7 @@ const PLANTED: [(Fault, &[&str]); 2] = [(LATE_DISK, &["oracle", TOYS]), (EARLY_R
 /// in neither, toy guests and new files, runs first in the first one.
 const LANES: [(&str, &[&str]); 2] = [
     ("a", &["boot", "fork", "memory", "crash", "network", "readme", DEMO]),
-    ("b", &[TOYS, "oracle", "cli", "disk", "checkpoint", "ssh", "idle", "previews"]),
+    ("b", &[TOYS, "oracle", "cli", "disk", "checkpoint", "ssh", "idle", "previews", "publish"]),
 ];
 /// RAM of an emulated host: a guest of 4 GiB forks in it.
 const MEMORY_MIB: &str = "8192";
