@@ -29,6 +29,7 @@ impl Fleet {
         layers: &[String],
         specs: Vec<ChildSpec>,
     ) -> Result<(Shared, Vec<Child>), FleetError> {
+        let networks = self.expect_networks(model, specs.len());
         let (of, inherited) = (model.clone(), layers.to_vec());
         let mut seats = Vec::new();
         for spec in specs {
@@ -62,7 +63,7 @@ impl Fleet {
                 self.discard(&birth.record).await;
             }
         }
-        Ok((shared, children))
+        Ok((shared.expecting(networks), children))
     }
 
     /// Opens what all children have in common.

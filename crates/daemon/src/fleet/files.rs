@@ -2,6 +2,7 @@
 
 use super::error::{FleetError, cannot};
 use super::network::Given;
+use crate::network::Expected;
 use crate::paths::{Paths, create_private, remove};
 use crate::supervisor::lock;
 use pando_disk::{DATA_FILE, JOURNAL_FILE};
@@ -30,6 +31,8 @@ pub(super) struct Shared {
     inherited: Vec<File>,
     /// Their map journals, if they are needed.
     journals: Vec<File>,
+    /// Their networks are being made.
+    _networks: Option<Expected>,
 }
 
 /// What a VM boots from.
@@ -108,7 +111,13 @@ impl Shared {
             base: open(&paths.image(image))?,
             inherited: each(DATA_FILE)?,
             journals: if with_journals { each(JOURNAL_FILE)? } else { Vec::new() },
+            _networks: None,
         })
+    }
+
+    /// Their networks are expected as long as this lives.
+    pub(super) fn expecting(self, networks: Option<Expected>) -> Self {
+        Self { _networks: networks, ..self }
     }
 
     /// How many layers are inherited.

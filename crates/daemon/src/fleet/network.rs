@@ -6,7 +6,7 @@
 use super::error::{FleetError, cannot};
 use super::{Fleet, blocking};
 use crate::db::Record;
-use crate::network::{Destination, DestinationError, NetworkError, Policy, Reach, Taken};
+use crate::network::{Destination, DestinationError, Expected, NetworkError, Policy, Reach, Taken};
 use crate::settings::Net;
 use pando_wire::api::{Network, NetworkMode, NetworkRequest, Vm};
 use pando_wire::control::StartNetwork;
@@ -18,8 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 const LAYERS_LESS: usize = (MAX_QUEUE_PAIRS as usize).div_ceil(2);
 
 /// Why a VM without a network gets none, and one with a network keeps it.
-const UNCHANGEABLE: &str =
-    "a VM has a network device from its boot on or never: what one without a network reaches cannot be changed, and one with \
+const UNCHANGEABLE: &str = "a VM has a network device from its boot on or never: what one without a network reaches cannot be changed, and one with \
      a network is cut off by isolated, not by none";
 
 /// What a VM's monitor is given of its network, and `None` if that has none.
@@ -116,6 +115,11 @@ impl Fleet {
         self.0.db.set_network(&id, record.epoch, &network).await?;
         tracing::info!(vm = id, ?network, "reaches something else");
         self.get(&id).await
+    }
+
+    /// So many VMs like `model` are about to begin, and need networks if they have any.
+    pub(super) fn expect_networks(&self, model: &Record, count: usize) -> Option<Expected> {
+        (model.network.mode != NetworkMode::None).then(|| self.0.networks.expect(count))
     }
 
     /// A network for VM `record`, which begins.

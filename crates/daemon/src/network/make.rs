@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,29 +39,47 @@ pub(super) struct Maker {
     host: Host,
     namespace: OwnedFd,
     netlink: Netlink,
-    is_prepared: bool,
+    common: Arc<Common>,
+}
+
+/// What the makers of one host have in common.
+#[derive(Default)]
+struct Common {
+    /// Whether the host is ready.
+    is_prepared: Mutex<bool>,
     /// The pair of addresses to try next: those of a VM that ended rest as long as possible.
-    next: u32,
+    next: AtomicU32,
 }
 
 impl Maker {
-    /// One for the namespace that the calling thread is in. Nothing is changed there.
-    pub(super) fn new(host: Host) -> Result<Self, NetworkError> {
-        let namespace = current_network().map_err(NetworkError::Kernel)?;
-        let netlink = Netlink::open().map_err(NetworkError::rtnetlink("open a socket"))?;
-        Ok(Self { host, namespace, netlink, is_prepared: false, next: 0 })
+    /// So many for the namespace that the calling thread is in. Nothing is changed there.
+    pub(super) fn several(host: &Host, count: usize) -> Result<Vec<Self>, NetworkError> {
+        let common = Arc::<Common>::default();
+        let one = |_| -> Result<Self, NetworkError> {
+            let namespace = current_network().map_err(NetworkError::Kernel)?;
+            let netlink = Netlink::open().map_err(NetworkError::rtnetlink("open a socket"))?;
+            Ok(Self { host: host.clone(), namespace, netlink, common: Arc::clone(&common) })
+        };
+        (0..count).map(one).collect()
     }
 
     /// Makes one, with the rules of a policy that refuses nothing.
     pub(super) fn make(&mut self) -> Result<Namespace, NetworkError> {
-        if !self.is_prepared {
-            self.host.prepare(&mut self.netlink)?;
-            self.is_prepared = true;
-        }
-        let (host, namespace, next) = (&self.host, self.namespace.as_fd(), &mut self.next);
+        self.prepare()?;
+        let (host, namespace, next) = (&self.host, self.namespace.as_fd(), &self.common.next);
         let (made, gateway) = apart(|| inside(host, namespace, next))?;
         self.connect(&made.link, gateway)?;
         Ok(made)
+    }
+
+    /// Makes the host ready, unless another one has.
+    fn prepare(&mut self) -> Result<(), NetworkError> {
+        let mut is_prepared = self.common.is_prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*is_prepared {
+            self.host.prepare(&mut self.netlink)?;
+            *is_prepared = true;
+        }
+        Ok(())
     }
 
     /// Waits until the kernel has taken away what was made and nobody took, and takes the host's table away if no VM needs it.
@@ -145,7 +165,7 @@ fn apart<T: Send>(work: impl FnOnce() -> Result<T, NetworkError> + Send) -> Resu
 }
 
 /// All that is done in a new namespace: the namespace, and the address that the host's end is to have.
-fn inside(host: &Host, outer: BorrowedFd<'_>, next: &mut u32) -> Result<(Namespace, Ipv4Addr), NetworkError> {
+fn inside(host: &Host, outer: BorrowedFd<'_>, next: &AtomicU32) -> Result<(Namespace, Ipv4Addr), NetworkError> {
     new_network().map_err(NetworkError::Kernel)?;
     let files: Result<Vec<_>, _> = (0..MAX_QUEUE_PAIRS).map(|_| tap_file()).collect();
     let files = files.map_err(NetworkError::Kernel)?;
@@ -180,12 +200,11 @@ fn connect(
     netlink: &mut Netlink,
     host: &Host,
     namespace: BorrowedFd<'_>,
-    next: &mut u32,
+    next: &AtomicU32,
 ) -> Result<(String, (Ipv4Addr, Ipv4Addr)), NetworkError> {
     let pairs = host.range.pairs();
     for _ in 0..pairs {
-        let pair = host.range.pair(*next);
-        *next = (*next + 1) % pairs;
+        let pair = host.range.pair(next.fetch_add(1, Ordering::Relaxed) % pairs);
         let name = link_name(pair.0);
         match netlink.add_veth(UPLINK, &Peer { name: &name, group: host.group, namespace }) {
             Ok(()) => return Ok((name, pair)),

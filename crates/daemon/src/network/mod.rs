@@ -15,11 +15,12 @@
 //! What stays on the host is one table of nftables, which knows the daemon's links by their group. A daemon that ends takes it
 //! away if no VM needs it, and so does the next one ([`Networks::adopt`]) after one that was killed.
 //!
-//! Limits: IPv4 only; [`READY`] networks are made in advance, one at a time; [`FLOWS_PER_SECOND`] new flows for each VM; a name
+//! Limits: IPv4 only; [`READY`] networks are made in advance, and [`MOST_READY`] at most where as many begin at once; [`FLOWS_PER_SECOND`] new flows for each VM; a name
 //! that is allowed or denied stands for the addresses that it has when the VM starts, and a VM that may ask for names can tell
 //! the outside something by asking.
 
 mod cidr; // addresses as text
+mod demand; // how many are to be ready
 mod host; // the host's side
 mod make; // making one
 mod name_server; // who knows names
@@ -31,8 +32,9 @@ mod rules; // what gets through
 mod seen; // what passed, and what was refused
 
 pub use cidr::{Cidr, CidrError};
+pub use demand::{MOST_READY, READY};
 pub use policy::{Destination, DestinationError, MAX_DESTINATIONS, Policy, RATES, Reach};
-pub use pool::READY;
+pub use pool::Expected;
 pub use rules::{FLOW_BURST, FLOWS_PER_SECOND};
 pub use seen::{Passed, Seen};
 
@@ -275,7 +277,13 @@ impl Networks {
         self.pool.wake()
     }
 
-    /// How many are ready: up to [`READY`].
+    /// So many VMs are about to begin: what they need and is not ready is begun to be made, and nothing for later ones while the
+    /// answer lives. Does not wait. Why there is none is said to who takes it.
+    pub fn expect(&self, count: usize) -> Expected {
+        self.pool.expect(count)
+    }
+
+    /// How many are ready: [`READY`], more after as many VMs began at once.
     pub fn ready(&self) -> usize {
         self.pool.ready()
     }

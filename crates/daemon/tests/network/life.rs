@@ -117,6 +117,21 @@ fn a_range_that_the_host_uses_and_one_that_is_full_are_said_so() {
 }
 
 #[test]
+fn what_is_expected_is_ready_before_it_is_taken_and_meanwhile_nothing_is_made_for_later() {
+    on_a_host(|| {
+        let networks = networks();
+        let expected = networks.expect(20);
+        wait_until("all that is expected", || networks.ready() == 20);
+        let taken: Vec<_> = (0..20).map(|_| block_on(networks.take(1, &Policy::default())).unwrap()).collect();
+        thread::sleep(Duration::from_millis(500));
+        assert_eq!((networks.ready(), links()), (0, 20), "who begins needs the CPU");
+        drop(expected);
+        wait_until("as many for the next time", || networks.ready() == 20);
+        drop(taken);
+    });
+}
+
+#[test]
 fn the_host_is_changed_when_the_first_network_is_made_and_not_before() {
     on_a_host(|| {
         let networks = networks();
