@@ -34,6 +34,8 @@ case $way in
     "$bin/linux" "$bin/pando"
     printf '\n== Checkpoints of Linux guests, here\n'
     "$bin/checkpoint" "$bin/pando"
+    printf '\n== Networks of Linux guests, here\n'
+    "$bin/net" "$bin/pando"
     ;;
   machine)
     printf '\n== Linux guests, in an emulated host: times are 10 to 20 times too long, ratios hold\n'
@@ -43,6 +45,8 @@ case $way in
     "$bin/pando" machine run -m 6144 -t 900 -w "$exchange" -- "$bin/linux" "$bin/pando"
     printf '\n== Checkpoints of Linux guests, likewise\n'
     "$bin/pando" machine run -m 6144 -t 1800 -w "$exchange" -- "$bin/checkpoint" "$bin/pando"
+    printf '\n== Networks of Linux guests, likewise\n'
+    "$bin/pando" machine run -m 6144 -t 1800 -w "$exchange" -- "$bin/net" "$bin/pando"
     ;;
   *) "$bin/pando" doctor || true ;;
 esac

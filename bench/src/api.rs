@@ -108,7 +108,7 @@ impl Daemon {
         fs::create_dir_all(root.join("bin"))?;
         fs::create_dir_all(root.join("etc"))?;
         fs::copy("/bin/busybox", root.join("bin/busybox"))?;
-        for applet in ["dd", "kill", "cat", "setsid", "sh", "sleep", "true"] {
+        for applet in ["dd", "kill", "cat", "httpd", "nc", "setsid", "sh", "sleep", "true"] {
             symlink("busybox", root.join("bin").join(applet))?;
         }
         fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
@@ -136,8 +136,13 @@ impl Daemon {
         }
     }
 
-    /// Boots a VM with one CPU; it answers already.
+    /// Boots a VM with one CPU and no network; it answers already.
     pub fn boot(&self, name: &str, image: &str, memory_bytes: u64) -> Result<Vm, ApiError> {
+        self.boot_in(name, image, memory_bytes, NetworkMode::None)
+    }
+
+    /// The same with a network, or without.
+    pub fn boot_in(&self, name: &str, image: &str, memory_bytes: u64, mode: NetworkMode) -> Result<Vm, ApiError> {
         let request = RunRequest {
             name: Some(name.into()),
             image: image.into(),
@@ -150,7 +155,7 @@ impl Daemon {
             user: None,
             kernel: None,
             idle_timeout_ms: None,
-            network: NetworkRequest { mode: Some(NetworkMode::None), ..NetworkRequest::default() },
+            network: NetworkRequest { mode: Some(mode), ..NetworkRequest::default() },
             publish: Vec::new(),
         };
         self.call("POST", "/vms", &request)
