@@ -11,13 +11,18 @@ use std::{
 };
 
 /// A folder with package lists.
-pub(crate) struct Apt {
+#[derive(Debug)]
+pub struct Apt {
     directory: PathBuf,
 }
 
 impl Apt {
     /// In `directory`, which is created. Call [`update`](Self::update) first.
-    pub(crate) fn new(directory: PathBuf) -> io::Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be.
+    pub fn new(directory: PathBuf) -> io::Result<Self> {
         // Apt makes neither by itself.
         fs::create_dir_all(directory.join("state/lists/partial"))?;
         fs::create_dir_all(directory.join("cache/archives/partial"))?;
@@ -26,7 +31,11 @@ impl Apt {
 
     /// Gets the lists of today: about 15 MB. Apt lists what it can, so after an error a package may be found all the
     /// same.
-    pub(crate) fn update(&self) -> Result<(), String> {
+    ///
+    /// # Errors
+    ///
+    /// Why not all are here, in one line.
+    pub fn update(&self) -> Result<(), String> {
         run(self.command("apt-get").args(["-q", "update"])).map(drop)
     }
 
@@ -43,6 +52,23 @@ impl Apt {
         let files = fs::read_dir(&into).map_err(|error| format!("cannot read {}: {error}", into.display()))?;
         let mut paths = files.flatten().map(|entry| entry.path());
         paths.find(|path| path.extension().is_some_and(|it| it == "deb")).ok_or("apt downloaded nothing".into())
+    }
+
+    /// Downloads the archives of `packages` and of all that they depend on, as if nothing was installed. The
+    /// folder they are in.
+    ///
+    /// # Errors
+    ///
+    /// Why not all are here, in one line.
+    pub fn download_closure(&self, packages: &[&str]) -> Result<PathBuf, String> {
+        let nothing = self.directory.join("nothing-installed");
+        fs::write(&nothing, "").map_err(|error| format!("cannot write {}: {error}", nothing.display()))?;
+        let mut install = self.command("apt-get");
+        install.arg("-o").arg(format!("Dir::State::status={}", nothing.display()));
+        // There is nothing to lock, and the lock of what is installed is the system's.
+        install.args(["-q", "-y", "-o", "Debug::NoLocking=1", "--no-install-recommends", "--download-only", "install"]);
+        run(install.args(packages))?;
+        Ok(self.directory.join("cache/archives"))
     }
 
     fn command(&self, program: &str) -> Command {
