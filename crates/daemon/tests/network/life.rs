@@ -2,17 +2,13 @@
 
 use crate::ask;
 use crate::guest::Tap;
-use crate::world::{INTERNET, OWNER, block_on, internet, ip, left, networks, on_a_host, range, run, wait_until};
+use crate::world::{INTERNET, OWNER, block_on, internet, ip, left, links, networks, on_a_host, range, run, wait_until};
 use pando_daemon::network::{NetworkError, Networks, Policy, READY};
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
-
-fn links() -> usize {
-    ip("-o link show").lines().filter(|line| line.contains("pando")).count()
-}
 
 #[test]
 fn five_hundred_networks_come_and_go_and_leave_nothing() {

@@ -5,6 +5,7 @@
 mod daemon; // networks of a daemon's VMs
 mod escape; // what a guest must not reach
 mod guest; // a guest's side of a tap
+mod holders; // what is left of networks when their holders are killed
 mod life; // what is left of networks
 #[path = "../support/mod.rs"]
 mod support; // a daemon

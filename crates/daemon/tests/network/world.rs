@@ -112,6 +112,11 @@ pub(crate) fn run(program: &str, arguments: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// How many links on the present host are ends of networks.
+pub(crate) fn links() -> usize {
+    ip("-o link show").lines().filter(|line| line.contains("pando")).count()
+}
+
 /// What is left of networks on the present host.
 pub(crate) fn left() -> String {
     let links = ip("-o link show").lines().filter(|line| line.contains("pando")).collect::<Vec<_>>().join("\n");
