@@ -117,6 +117,14 @@ impl TestDaemon {
         vm
     }
 
+    /// Boots a VM from another image than tests usually do, with these options of `pando run`.
+    pub fn boot_from(&self, image: &Path, name: &str, options: &[&str]) -> TestVm<'_> {
+        let image = image.to_string_lossy();
+        let args = [&["run", "--name", name], options, &[&*image]].concat();
+        assert_eq!(self.pando(&args).ok(), name);
+        TestVm::new(self, name)
+    }
+
     /// A VM by its name, as the daemon sees it.
     pub fn vm(&self, name: &str) -> Option<Vm> {
         let run = self.pando(&["inspect", "-o", "json", name]);

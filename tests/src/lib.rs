@@ -7,8 +7,10 @@ mod daemon; // a daemon of the test's own, and what is left of it
 mod guard; // ends what a test started, however the test ends
 pub mod rootfs; // what guests of tests begin from
 mod run; // a program with a time limit
-pub mod world; // what guests with a network reach
 mod vm; // a VM of the test's own
+pub mod web; // what listens in a VM, as a browser sees it
+pub mod websocket; // one in a browser
+pub mod world; // what guests with a network reach
 
 pub use daemon::TestDaemon;
 pub use run::Run;
@@ -27,6 +29,8 @@ pub mod setting {
     pub const PROGRAMS: &str = "PANDO_PROGRAMS";
     /// The daemon's cache folder, a kernel in it.
     pub const CACHE: &str = "PANDO_CACHE_DIR";
+    /// A disk image of Debian with nginx, PostgreSQL, Node.js and git: what `debian/make.sh` makes.
+    pub const DEBIAN: &str = "PANDO_DEBIAN";
     /// A `pando` that seals the disk of a parent after it went on: the fault that the oracle must notice.
     pub const PLANTED: &str = "PANDO_PLANTED_LATE_DISK";
     /// Set where the host is an emulated one, which nobody else uses: a test may set its clock.

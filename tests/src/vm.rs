@@ -26,6 +26,11 @@ impl<'d> TestVm<'d> {
         &self.name
     }
 
+    /// Its daemon.
+    pub fn daemon(&self) -> &'d TestDaemon {
+        self.daemon
+    }
+
     /// What the daemon knows of it, if anything.
     pub fn find(&self) -> Option<Vm> {
         self.daemon.vm(&self.name)

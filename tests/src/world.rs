@@ -9,7 +9,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -57,8 +57,22 @@ impl World {
 
     /// An echo server in it.
     pub fn echo(&self, address: SocketAddr) -> Echo {
-        let namespace = File::open(format!("/run/netns/{}", self.name)).expect("the namespace");
-        Echo::start(address, Some(namespace))
+        Echo::start(address, Some(self.namespace()))
+    }
+
+    /// A server in it that is a new `command` for each connection, which it has as its standard input and output.
+    pub fn serve(&self, address: SocketAddr, command: impl Fn() -> Command + Send + 'static) {
+        let serve = move |stream: TcpStream| {
+            let output = stream.try_clone().expect("another descriptor of a connection");
+            let child = command().stdin(OwnedFd::from(stream)).stdout(OwnedFd::from(output)).spawn();
+            let mut child = child.expect("a server's program");
+            thread::spawn(move || child.wait());
+        };
+        listen(address, Some(self.namespace()), serve);
+    }
+
+    fn namespace(&self) -> File {
+        File::open(format!("/run/netns/{}", self.name)).expect("the namespace")
     }
 }
 
@@ -81,6 +95,8 @@ pub struct Echo {
 pub struct Heard {
     /// From where.
     pub from: SocketAddr,
+    /// The first line that it sent.
+    pub first: String,
     /// How many lines it sent.
     pub lines: u64,
     /// Whether it has ended, in whatever way.
@@ -96,20 +112,10 @@ impl Echo {
     fn start(address: SocketAddr, namespace: Option<File>) -> Self {
         let connections: Arc<Mutex<Vec<Heard>>> = Arc::default();
         let heard = Arc::clone(&connections);
-        let (ready, is_ready) = std::sync::mpsc::channel();
-        thread::spawn(move || {
-            if let Some(namespace) = namespace {
-                // Of this thread, and what it opens.
-                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).expect("enter it");
-            }
-            let listener = TcpListener::bind(address).unwrap_or_else(|error| panic!("listen on {address}: {error}"));
-            ready.send(()).expect("the test waits");
-            for stream in listener.incoming().flatten() {
-                let heard = Arc::clone(&heard);
-                thread::spawn(move || serve(&stream, &heard));
-            }
+        listen(address, namespace, move |stream| {
+            let heard = Arc::clone(&heard);
+            thread::spawn(move || serve(&stream, &heard));
         });
-        is_ready.recv().expect("it listens");
         Self { connections }
     }
 
@@ -119,26 +125,46 @@ impl Echo {
     }
 }
 
+/// Gives every connection to `take`, in a thread that is in this namespace.
+fn listen(address: SocketAddr, namespace: Option<File>, take: impl Fn(TcpStream) + Send + 'static) {
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        if let Some(namespace) = namespace {
+            // Of this thread, and what it opens and starts.
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).expect("enter it");
+        }
+        let listener = TcpListener::bind(address).unwrap_or_else(|error| panic!("listen on {address}: {error}"));
+        ready.send(()).expect("the test waits");
+        listener.incoming().flatten().for_each(take);
+    });
+    is_ready.recv().expect("it listens");
+}
+
 fn serve(stream: &TcpStream, heard: &Mutex<Vec<Heard>>) {
     let Ok(from) = stream.peer_addr() else { return };
-    let with = |index: usize, change: fn(&mut Heard)| {
+    let with = |index: usize, change: &dyn Fn(&mut Heard)| {
         change(&mut heard.lock().unwrap_or_else(PoisonError::into_inner)[index]);
     };
     let index = {
         let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.push(Heard { from, lines: 0, has_ended: false });
+        heard.push(Heard { from, first: String::new(), lines: 0, has_ended: false });
         heard.len() - 1
     };
     let mut to = stream;
     if writeln!(to, "hello {}", from.ip()).is_ok() {
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
-            with(index, |it| it.lines += 1);
+            with(index, &|it| {
+                if it.lines == 0 {
+                    it.first.clone_from(&line);
+                }
+                it.lines += 1;
+            });
             if writeln!(to, "{line}").is_err() {
                 break;
             }
         }
     }
-    with(index, |it| it.has_ended = true);
+    with(index, &|it| it.has_ended = true);
 }
 
 /// Runs `ip`.

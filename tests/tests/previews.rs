@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use pando_tests::web::Page;
 use pando_tests::{TestDaemon, TestVm, wait_for};
-use pando_wire::api::{Port, State};
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use pando_wire::api::State;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 /// Until a guest in an emulated host has woken and answered.
@@ -13,28 +13,9 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// Where busybox's httpd listens in the guest.
 const PORT: u16 = 3000;
 
-/// The port of a VM, and where it is seen.
-fn open(daemon: &TestDaemon, vm: &str) -> (Port, u16) {
-    let json = daemon.pando(&["port", "-o", "json", vm, &PORT.to_string()]).ok();
-    let port: Port = serde_json::from_str(&json).unwrap();
-    let url = port.url.clone().unwrap();
-    let (_, at) = url.strip_prefix("http://").unwrap().split_once('/').unwrap().0.split_once(':').unwrap();
-    let at = at.parse().unwrap();
-    (port, at)
-}
-
 /// What `path` of a VM is, asked for with its token.
-fn get(daemon: &TestDaemon, vm: &str, path: &str) -> String {
-    let (port, at) = open(daemon, vm);
-    let mut stream = TcpStream::connect(("127.0.0.1", at)).unwrap();
-    stream.set_read_timeout(Some(LIMIT)).unwrap();
-    let token = port.token.unwrap();
-    let host = format!("{PORT}-{vm}.localhost:{at}");
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nPando-Token: {token}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
+fn get(vm: &TestVm<'_>, path: &str) -> String {
+    Page::open(vm, PORT).get(path)
 }
 
 #[track_caller]
@@ -50,7 +31,7 @@ fn a_vm_and_its_forks_answer_under_their_own_names_and_one_that_sleeps_wakes_for
     web.sh("mkdir -p /srv");
     web.write("/srv/who", "web");
     web.start(&format!("httpd -f -p 127.0.0.1:{PORT} -h /srv"));
-    assert_says(&get(&daemon, "web", "/who"), "web");
+    assert_says(&get(&web, "/who"), "web");
 
     let (_, forks) = web.fork_with(&["--count", "2"]);
     for fork in &forks {
@@ -58,14 +39,14 @@ fn a_vm_and_its_forks_answer_under_their_own_names_and_one_that_sleeps_wakes_for
         assert_eq!(listed, "PORT  ACCESS  URL", "a fork has no open ports");
         fork.write("/srv/who", fork.name());
     }
-    for vm in forks.iter().map(TestVm::name).chain(["web"]) {
-        assert_says(&get(&daemon, vm, "/who"), vm);
+    for vm in forks.iter().chain([&web]) {
+        assert_says(&get(vm, "/who"), vm.name());
     }
 
     daemon.pando(&["hibernate", "web"]).ok();
     assert_eq!(web.inspect().state, State::Hibernated);
     let start = Instant::now();
-    assert_says(&get(&daemon, "web", "/who"), "web");
+    assert_says(&get(&web, "/who"), "web");
     eprintln!("woken and answered after {:?}", start.elapsed());
     assert_eq!(web.inspect().state, State::Running);
 }
@@ -79,12 +60,12 @@ fn a_connection_of_the_parent_goes_on_and_the_childs_server_notices_that_its_cli
     let listen = format!("nc -l -p {PORT} < /tmp/silence > /tmp/heard; echo over > /tmp/over");
     web.write("/tmp/serve", &format!("mkfifo /tmp/silence; sleep 100000 > /tmp/silence & {listen}"));
     web.start("sh /tmp/serve");
-    let (port, at) = open(&daemon, "web");
+    let page = Page::open(&web, PORT);
     wait_for("it listens", LIMIT, || web.sh("netstat -ltn").contains(&format!(":{PORT} ")));
-    let mut stream = TcpStream::connect(("127.0.0.1", at)).unwrap();
-    let token = port.token.unwrap();
+    let mut stream = page.connect();
     let request = format!(
-        "PUT / HTTP/1.1\r\nHost: {PORT}-web.localhost\r\nPando-Token: {token}\r\nContent-Length: 8\r\n\r\nhalf"
+        "PUT / HTTP/1.1\r\nHost: {}\r\nPando-Token: {}\r\nContent-Length: 8\r\n\r\nhalf",
+        page.host, page.token
     );
     stream.write_all(request.as_bytes()).unwrap();
     wait_for("the server hears it", LIMIT, || web.read("/tmp/heard").ends_with("half"));

@@ -2,6 +2,7 @@
 
 use crate::TaskError;
 use crate::cargo::{Program, root, target_dir};
+use crate::debian;
 use crate::host::{self, Place};
 use crate::lane::{self, Lane};
 use crate::native::{TOY_GUESTS, TOY_GUESTS_RUN};
@@ -21,13 +22,15 @@ const TOYS: &str = "toy_guest";
 const TOYS_AGAIN: &str = "fork::";
 /// What `make demo` shows: `scripts/demo.sh`.
 const DEMO: &str = "demo";
+/// The tests with a Debian of real programs.
+const REAL_PROGRAMS: &str = "programs";
 /// Which tests need which `pando` with a fault.
 const PLANTED: [(Fault, &[&str]); 2] = [(LATE_DISK, &["oracle", TOYS]), (EARLY_READ, &[TOYS])];
 /// Two emulated hosts at once, one for each core that computers have at least: what runs in each, in this order. What is
 /// in neither, toy guests and new files, runs first in the first one.
 const LANES: [(&str, &[&str]); 2] = [
     ("a", &["boot", "fork", "memory", "crash", "network", "readme", DEMO]),
-    ("b", &[TOYS, "oracle", "cli", "disk", "checkpoint", "ssh", "idle", "previews", "publish"]),
+    ("b", &[TOYS, "oracle", "cli", "disk", "checkpoint", "ssh", "idle", "previews", "publish", REAL_PROGRAMS]),
 ];
 /// RAM of an emulated host: a guest of 4 GiB forks in it.
 const MEMORY_MIB: &str = "8192";
@@ -60,7 +63,11 @@ pub(crate) fn run(args: &[String]) -> Result<(), TaskError> {
     let pando = prepare::pando()?;
     variables.push(("PANDO_BINARY", pando.clone()));
     variables.push(("PANDO_PROGRAMS", prepare::programs()?));
-    variables.push(("PANDO_CACHE_DIR", prepare::cache()?));
+    let cache = prepare::cache()?;
+    if wanted(REAL_PROGRAMS) {
+        variables.push(("PANDO_DEBIAN", debian::image(&cache)?));
+    }
+    variables.push(("PANDO_CACHE_DIR", cache));
     variables.push((TOY_GUESTS_RUN, "1".into()));
     // For the demo, which otherwise takes the `pando` of `make build` and looks for an emulated host itself.
     variables.extend([("PANDO", pando.clone()), ("PANDO_DEMO_INSIDE", "1".into())]);

@@ -8,9 +8,11 @@
 //!                                      tests with Linux guests: those in tests/tests/FILE.rs, toy_guest, demo, or all;
 //!                                      what is behind -- goes to every test program, such as a part of a test's name
 //! cargo xtask kernel                   get the kernel of guests; prints the cache folder it is in
+//! cargo xtask debian                   make the Debian of tests/tests/programs; prints where it is
 //! ```
 
 mod cargo; // cargo, and what it built
+mod debian; // a root file system with real programs
 mod guests; // tests with Linux guests
 mod host; // where those run
 mod lane; // several long commands at once
@@ -21,7 +23,7 @@ mod script; // a script for the emulated host
 
 use std::process::{Command, ExitCode, ExitStatus};
 
-const USAGE: &str = "usage: cargo xtask ci | lint | native | guests [FILE ...] [-- ARG ...] | kernel";
+const USAGE: &str = "usage: cargo xtask ci | lint | native | guests [FILE ...] [-- ARG ...] | kernel | debian";
 
 /// Why a task did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +46,9 @@ enum TaskError {
     /// What guests start from.
     #[error(transparent)]
     Initramfs(#[from] pando_guest::initramfs::InitramfsError),
+    /// Packages of Debian.
+    #[error("cannot get packages of Debian: {0}; this needs its apt and a network once")]
+    Debian(String),
     /// Nowhere to run guests.
     #[error("this computer can run no Linux guest:\n{0}")]
     NoHost(String),
@@ -61,6 +66,9 @@ fn main() -> ExitCode {
         ("native", []) => native::run(),
         ("guests", rest) => guests::run(rest),
         ("kernel", []) => prepare::cache().map(|dir| println!("{}", dir.display())),
+        ("debian", []) => {
+            prepare::cache().and_then(|dir| debian::image(&dir)).map(|image| println!("{}", image.display()))
+        }
         _ => Err(TaskError::Usage(USAGE.to_owned())),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
