@@ -33,6 +33,11 @@ impl Page {
         Self { host: host.to_owned(), token: port.token.expect("a port that is open to some has a token") }
     }
 
+    /// Where a browser sees `path`, with the token.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}?pando-token={}", self.host, self.token)
+    }
+
     /// The whole answer to a request for `path`.
     ///
     /// # Panics

@@ -1,9 +1,10 @@
-//! Real programs of Debian in guests with a network: nginx, PostgreSQL, Node.js and git.
+//! Real programs of Debian in guests with a network: nginx, PostgreSQL, Node.js and git; and Chromium on the host.
 //!
 //! One VM is booted, in which the servers start. Every test forks it and leaves it as it is.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod browser; // that looks at a VM while it is forked
 mod database; // PostgreSQL, in a VM and outside
 mod git; // from outside
 mod socket; // a WebSocket across a fork
@@ -51,6 +52,7 @@ fn base() -> &'static TestVm<'static> {
 fn start_servers(base: &TestVm<'_>) {
     base.write("/srv/nginx.conf", include_str!("../../debian/nginx.conf"));
     base.write("/srv/server.js", include_str!("../../debian/server.js"));
+    base.write("/srv/page.html", include_str!("../../debian/page.html"));
     base.write("/srv/packets.pl", include_str!("../../debian/packets.pl"));
     base.write("/srv/said", ""); // By nobody yet.
     base.sh("nginx -c /srv/nginx.conf");
