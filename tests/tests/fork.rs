@@ -150,9 +150,7 @@ fn an_exec_across_a_fork_stays_the_parents_and_its_copy_in_the_child_goes_on_unh
 #[ignore = "needs a Linux guest: make test"]
 fn no_random_number_is_drawn_twice_from_the_fork_on() {
     let parent = base();
-    parent.start("getrandom /run/numbers 400000");
-    let enough = || parent.sh("wc -l < /run/numbers").parse::<u64>().unwrap() > 500;
-    wait_for("numbers are drawn", Duration::from_secs(60), enough);
+    draw(parent, 500);
 
     let child = parent.fork();
     let (ours, theirs) = (numbers(parent), numbers(&child));
@@ -177,14 +175,20 @@ fn no_random_number_is_drawn_twice_from_the_fork_on() {
     }
 }
 
+/// Has a program in `vm` draw random numbers, and waits until there are so many.
+fn draw(vm: &TestVm<'_>, count: u64) {
+    vm.sh("touch /run/numbers"); // It may take the program a while to get there.
+    vm.start("getrandom /run/numbers 400000");
+    let enough = || vm.sh("wc -l < /run/numbers").parse::<u64>().unwrap() > count;
+    wait_for("numbers are drawn", Duration::from_secs(60), enough);
+}
+
 /// The children of a large fork begin to run long after their parent's programs stood still.
 #[test]
 #[ignore = "needs a Linux guest: make test"]
 fn twenty_children_of_one_fork_draw_no_random_number_in_common() {
     let parent = TestDaemon::shared().boot("draws");
-    parent.start("getrandom /run/numbers 400000");
-    let enough = || parent.sh("wc -l < /run/numbers").parse::<u64>().unwrap() > 100;
-    wait_for("numbers are drawn", Duration::from_secs(60), enough);
+    draw(&parent, 100);
 
     let (report, children) = parent.fork_with(&["--count", "20", "--prefix", "drawn"]);
     assert!(report.barrier_us.is_some(), "the parent's programs stood still");
