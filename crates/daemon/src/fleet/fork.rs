@@ -46,6 +46,8 @@ const BARRIER_LIMIT: Duration = Duration::from_secs(1);
 const GATHER_LIMIT: Duration = Duration::from_secs(600);
 /// How long a child may take until its agent answers.
 const READY_LIMIT: Duration = Duration::from_secs(30);
+/// How much longer for each child of the same fork: they share the host's CPUs, and of a slow host one.
+const READY_LIMIT_EACH: Duration = Duration::from_secs(5);
 /// The unit of `shared_pages`.
 const PAGE_BYTES: u64 = 4096;
 
@@ -153,6 +155,8 @@ impl Fleet {
         programs: Option<&Path>,
     ) -> Result<Forked, FleetError> {
         let shared = Arc::new(shared);
+        // `MAX_CHILDREN` bounds it.
+        let ready_limit = READY_LIMIT + READY_LIMIT_EACH * u32::try_from(children.len()).unwrap_or(u32::MAX);
         let mut sockets = Vec::new();
         let mut waiting = Vec::new();
         for child in children {
@@ -177,7 +181,7 @@ impl Fleet {
                 let (fleet, shared, answering) = (self.clone(), Arc::clone(&shared), answering.clone());
                 let raise = |(birth, own): (Birth, Own)| {
                     let record = birth.record.clone();
-                    (birth, tokio::spawn(fleet.raise(record, own, shared, arrival, answering)))
+                    (birth, tokio::spawn(fleet.raise(record, own, shared, arrival, ready_limit, answering)))
                 };
                 (name, child.map(raise))
             })
@@ -264,6 +268,7 @@ impl Fleet {
         own: Own,
         shared: Arc<Shared>,
         arrival: Instant,
+        ready_limit: Duration,
         answering: mpsc::Sender<()>,
     ) -> Result<ChildReport, FleetError> {
         let inner = &self.0;
@@ -284,7 +289,7 @@ impl Fleet {
         let process = launch::born(&monitor).await.map_err(failed)?;
         let (live, answered) = inner.supervisor.supervise(&record.id, record.epoch, process, monitor);
         let twin = Twin { record, live, answered, arrival, origin: "forked" };
-        self.welcome(twin, READY_LIMIT, (own, shared, network), answering).await
+        self.welcome(twin, ready_limit, (own, shared, network), answering).await
     }
 
     /// How many pages the monitor of VM `id` has in common with others. 0 if that cannot be told. Asked for when all is
