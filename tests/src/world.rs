@@ -95,8 +95,6 @@ pub struct Echo {
 pub struct Heard {
     /// From where.
     pub from: SocketAddr,
-    /// The first line that it sent.
-    pub first: String,
     /// How many lines it sent.
     pub lines: u64,
     /// Whether it has ended, in whatever way.
@@ -147,18 +145,13 @@ fn serve(stream: &TcpStream, heard: &Mutex<Vec<Heard>>) {
     };
     let index = {
         let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.push(Heard { from, first: String::new(), lines: 0, has_ended: false });
+        heard.push(Heard { from, lines: 0, has_ended: false });
         heard.len() - 1
     };
     let mut to = stream;
     if writeln!(to, "hello {}", from.ip()).is_ok() {
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
-            with(index, &|it| {
-                if it.lines == 0 {
-                    it.first.clone_from(&line);
-                }
-                it.lines += 1;
-            });
+            with(index, &|it| it.lines += 1);
             if writeln!(to, "{line}").is_err() {
                 break;
             }

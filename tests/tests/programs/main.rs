@@ -53,11 +53,9 @@ fn start_servers(base: &TestVm<'_>) {
     base.write("/srv/nginx.conf", include_str!("../../debian/nginx.conf"));
     base.write("/srv/server.js", include_str!("../../debian/server.js"));
     base.write("/srv/page.html", include_str!("../../debian/page.html"));
-    base.write("/srv/packets.pl", include_str!("../../debian/packets.pl"));
     base.write("/srv/said", ""); // By nobody yet.
     base.sh("nginx -c /srv/nginx.conf");
     base.start("node /srv/server.js");
-    base.start("sh -c 'exec perl /srv/packets.pl > /srv/packets 2>&1'");
     base.sh("su postgres -c 'pg_ctl -D /data/cluster -l /tmp/postgres.log -t 120 -w start'");
     wait_for("all listen", LIMIT, || {
         let listening = base.sh("netstat -ltn");
