@@ -140,7 +140,7 @@ fn listen(address: SocketAddr, namespace: Option<File>, take: impl Fn(TcpStream)
 
 fn serve(stream: &TcpStream, heard: &Mutex<Vec<Heard>>) {
     let Ok(from) = stream.peer_addr() else { return };
-    let with = |index: usize, change: &dyn Fn(&mut Heard)| {
+    let with = |index: usize, change: fn(&mut Heard)| {
         change(&mut heard.lock().unwrap_or_else(PoisonError::into_inner)[index]);
     };
     let index = {
@@ -151,13 +151,13 @@ fn serve(stream: &TcpStream, heard: &Mutex<Vec<Heard>>) {
     let mut to = stream;
     if writeln!(to, "hello {}", from.ip()).is_ok() {
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
-            with(index, &|it| it.lines += 1);
+            with(index, |it| it.lines += 1);
             if writeln!(to, "{line}").is_err() {
                 break;
             }
         }
     }
-    with(index, &|it| it.has_ended = true);
+    with(index, |it| it.has_ended = true);
 }
 
 /// Runs `ip`.

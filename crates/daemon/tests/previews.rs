@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use support::program::program;
 use support::{Daemon, eventually, signal_kill};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -37,24 +38,6 @@ async fn open(daemon: &Daemon, vm: &str, port: u16, public: bool) -> Port {
     let (status, body) = daemon.put(&format!("/vms/{vm}/ports/{port}"), json!({"public": public})).await;
     assert_eq!(status, 200, "{body}");
     serde_json::from_value(body).unwrap()
-}
-
-/// A program that listens, does `serve` with every connection, and counts them.
-async fn program<F: Future<Output = ()> + Send + 'static>(
-    serve: impl Fn(TcpStream) -> F + Send + 'static,
-) -> (u16, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let count = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&count);
-    tokio::spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            counted.fetch_add(1, Ordering::SeqCst);
-            tokio::spawn(serve(stream));
-        }
-    });
-    (port, count)
 }
 
 /// One that answers every request with `answer`, and keeps what it was sent.

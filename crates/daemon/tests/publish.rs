@@ -11,6 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use support::program::program;
 use support::{Daemon, eventually, signal_kill};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -34,24 +35,6 @@ async fn run(daemon: &Daemon, name: &str, guest_port: u16) -> (Vm, SocketAddr) {
     let vm: Vm = serde_json::from_value(vm).unwrap();
     let at = vm.published[0].host();
     (vm, at)
-}
-
-/// A program that listens, does `serve` with every connection, and counts them.
-async fn program<F: Future<Output = ()> + Send + 'static>(
-    serve: impl Fn(TcpStream) -> F + Send + 'static,
-) -> (u16, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let count = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&count);
-    tokio::spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            counted.fetch_add(1, Ordering::SeqCst);
-            tokio::spawn(serve(stream));
-        }
-    });
-    (port, count)
 }
 
 /// One that says back what it hears, and goodbye when it has heard everything.

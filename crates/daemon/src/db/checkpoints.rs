@@ -5,7 +5,7 @@ use super::events::{Kind, append};
 use super::layers::unused;
 use super::record::{parse_network, show_network};
 use super::vms::json;
-use super::{Db, DbError, Write};
+use super::{Db, DbError, Write, owned};
 use pando_wire::api::{CheckpointState, Network};
 use serde::Deserialize;
 use sqlx::FromRow;
@@ -170,11 +170,6 @@ impl Db {
         self.commit(write).await?;
         Ok(unused)
     }
-}
-
-/// A change that found no row was made by somebody who no longer owns it.
-fn owned(id: &str, rows: u64) -> Result<(), DbError> {
-    if rows == 0 { Err(DbError::Stale { id: id.to_owned() }) } else { Ok(()) }
 }
 
 async fn insert(write: &mut Write, checkpoint: &Checkpoint, layers: &[String]) -> Result<(), DbError> {

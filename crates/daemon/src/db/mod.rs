@@ -81,6 +81,11 @@ pub(crate) struct Db {
     newest: watch::Sender<i64>,
 }
 
+/// A change that found no row was made by somebody who no longer owns it.
+fn owned(id: &str, rows: u64) -> Result<(), DbError> {
+    if rows == 0 { Err(DbError::Stale { id: id.to_owned() }) } else { Ok(()) }
+}
+
 impl Db {
     /// Opens the database at `path`, or creates it, unless something is `kept` that it should know of. `owner` is this
     /// daemon's id; everything in it becomes this daemon's, in a new epoch.

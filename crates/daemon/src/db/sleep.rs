@@ -2,7 +2,7 @@
 
 use super::events::{Kind, append};
 use super::record::state_name;
-use super::{Db, DbError};
+use super::{Db, DbError, owned};
 use pando_wire::api::State;
 use std::collections::BTreeSet;
 
@@ -16,9 +16,7 @@ impl Db {
             .bind(epoch)
             .execute(write.on())
             .await?;
-        if changed.rows_affected() == 0 {
-            return Err(DbError::Stale { id: id.to_owned() });
-        }
+        owned(id, changed.rows_affected())?;
         self.commit(write).await
     }
 

@@ -4,7 +4,7 @@ use super::events::{Kind, append};
 use super::layers::unused;
 use super::published::insert_published;
 use super::record::{Row, show_network, state_name};
-use super::{Db, DbError, Record, Write};
+use super::{Db, DbError, Record, Write, owned};
 use pando_wire::api::{Network, Publish, State};
 
 /// A VM that is to exist.
@@ -143,9 +143,7 @@ impl Db {
             .bind(epoch)
             .execute(write.on())
             .await?;
-        if changed.rows_affected() == 0 {
-            return Err(DbError::Stale { id: id.to_owned() });
-        }
+        owned(id, changed.rows_affected())?;
         self.commit(write).await
     }
 
@@ -156,9 +154,7 @@ impl Db {
             sqlx::query_scalar("SELECT layer FROM layers WHERE vm = ?").bind(id).fetch_all(write.on()).await?;
         let removed =
             sqlx::query("DELETE FROM vms WHERE id = ? AND epoch = ?").bind(id).bind(epoch).execute(write.on()).await?;
-        if removed.rows_affected() == 0 {
-            return Err(DbError::Stale { id: id.to_owned() });
-        }
+        owned(id, removed.rows_affected())?;
         let unused = unused(&mut write, layers).await?;
         append(&mut write, id, Kind::Removed, name).await?;
         self.commit(write).await?;

@@ -18,8 +18,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 const LAYERS_LESS: usize = (MAX_QUEUE_PAIRS as usize).div_ceil(2);
 
 /// Why a VM without a network gets none, and one with a network keeps it.
-const UNCHANGEABLE: &str = "a VM has a network device from its boot on or never: what one without a network reaches cannot be changed, and one with \
-     a network is cut off by isolated, not by none";
+const UNCHANGEABLE: &str = "a VM has a network device from its boot on or never: what one without a network reaches \
+     cannot be changed, and one with a network is cut off by isolated, not by none";
 
 /// What a VM's monitor is given of its network, and `None` if that has none.
 #[derive(Debug)]

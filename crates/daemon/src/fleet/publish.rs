@@ -31,10 +31,6 @@ impl Fleet {
 
     /// Serves what was taken for VM `id`.
     pub(super) fn serve_ports(&self, id: &str, taken: Vec<Bound>) {
-        for Bound { port, .. } in &taken {
-            let at = SocketAddr::new(port.address, port.host_port);
-            tracing::info!(vm = id, %at, port = port.guest_port, "published");
-        }
         self.0.published.serve(self, id, taken);
     }
 

@@ -15,9 +15,9 @@
 //! What stays on the host is one table of nftables, which knows the daemon's links by their group. A daemon that ends takes it
 //! away if no VM needs it, and so does the next one ([`Networks::adopt`]) after one that was killed.
 //!
-//! Limits: IPv4 only; [`READY`] networks are made in advance, and [`MOST_READY`] at most where as many begin at once; [`FLOWS_PER_SECOND`] new flows for each VM; a name
-//! that is allowed or denied stands for the addresses that it has when the VM starts, and a VM that may ask for names can tell
-//! the outside something by asking.
+//! Limits: IPv4 only; [`READY`] networks are made in advance, and [`MOST_READY`] at most where as many begin at once;
+//! [`FLOWS_PER_SECOND`] new flows for each VM; a name that is allowed or denied stands for the addresses that it has when the
+//! VM starts, and a VM that may ask for names can tell the outside something by asking.
 
 mod cidr; // addresses as text
 mod demand; // how many are to be ready

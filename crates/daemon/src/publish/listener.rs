@@ -76,6 +76,8 @@ impl Listener {
         loop {
             self.problem.set(bound.problem());
             if let Ok(listener) = bound.listener {
+                let Publish { address, host_port, guest_port } = bound.port;
+                tracing::info!(vm = self.id, %address, host_port, guest_port, "published");
                 return listener;
             }
             sleep(BIND_PAUSE).await;
