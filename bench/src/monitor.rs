@@ -2,6 +2,7 @@
 
 use crate::Toy;
 use pando_disk::{BLOCK_BYTES, Disk, Files};
+use pando_sys::threads;
 use pando_wire::control::{
     Boot, Connection, Fork, ForkTimings, Listener, Origin, Request, Response, Start, StartNetwork, StartTimings,
     WorkingSet,
@@ -264,6 +265,16 @@ impl Monitor {
             Response::Status(status) => Ok(status.pid),
             other => Err(MonitorError::Answer(format!("{other:?}"))),
         }
+    }
+
+    /// How it is, for whoever finds that its guest does not get there: what it says of itself, and what its threads are at.
+    pub fn last_seen(&self) -> String {
+        let said = self.ask(&Request::Status);
+        let threads = match &said {
+            Ok(Response::Status(status)) => threads(status.pid),
+            _ => Vec::new(),
+        };
+        format!("{said:?}, {threads:?}")
     }
 
     /// Everything that the guest has written to its console.

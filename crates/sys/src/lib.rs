@@ -15,6 +15,7 @@ mod vcpu; // one vCPU: running it and what it stops for
 mod vcpu_state; // what of it a fork carries over
 mod kick; // stopping a vCPU from another thread
 mod process; // fork(2) and what a child may keep
+mod threads; // what a process is at
 mod tap; // frames between a tap and guest memory
 mod namespace; // network namespaces and taps
 mod random; // the agent's: the kernel's random numbers
@@ -31,6 +32,7 @@ pub use namespace::{
 pub use process::{disown_children, fork, give_way, is_one_file};
 pub use random::reseed;
 pub use tap::{MAX_PIECES, Offloads, Tap, attach_tap, testing as tap_testing};
+pub use threads::threads;
 pub use userfault::{Userfault, collapse, give_back};
 pub use vcpu::{Exit, Vcpu};
 pub use vcpu_state::{Tsc, VcpuState};

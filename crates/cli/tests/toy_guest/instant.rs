@@ -39,7 +39,8 @@ pub(crate) fn wait_for_laps(monitor: &Monitor, witness: Witness, wanted: usize, 
         if now.iter().zip(&before).all(|(now, before)| now - before >= wanted) {
             return;
         }
-        assert!(Instant::now() < deadline, "from {before:?} laps, the guest came to {now:?}");
+        let is_in_time = Instant::now() < deadline;
+        assert!(is_in_time, "from {before:?} laps, the guest came to {now:?}; its monitor: {}", monitor.last_seen());
         thread::sleep(Duration::from_millis(1));
     }
 }
