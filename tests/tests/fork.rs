@@ -150,7 +150,7 @@ fn an_exec_across_a_fork_stays_the_parents_and_its_copy_in_the_child_goes_on_unh
 #[ignore = "needs a Linux guest: make test"]
 fn no_random_number_is_drawn_twice_from_the_fork_on() {
     let parent = base();
-    draw(parent, 500);
+    draw(parent, 500, (400_000, Duration::from_micros(200)));
 
     let child = parent.fork();
     let (ours, theirs) = (numbers(parent), numbers(&child));
@@ -175,10 +175,10 @@ fn no_random_number_is_drawn_twice_from_the_fork_on() {
     }
 }
 
-/// Has a program in `vm` draw random numbers, and waits until there are so many.
-fn draw(vm: &TestVm<'_>, count: u64) {
+/// Has a program in `vm` draw so many random numbers, with so long between two, and waits until there are `count`.
+fn draw(vm: &TestVm<'_>, count: u64, (all, pause): (u32, Duration)) {
     vm.sh("touch /run/numbers"); // It may take the program a while to get there.
-    vm.start("getrandom /run/numbers 400000");
+    vm.start(&format!("getrandom /run/numbers {all} {}", pause.as_micros()));
     let enough = || vm.sh("wc -l < /run/numbers").parse::<u64>().unwrap() > count;
     wait_for("numbers are drawn", Duration::from_secs(60), enough);
 }
@@ -188,7 +188,8 @@ fn draw(vm: &TestVm<'_>, count: u64) {
 #[ignore = "needs a Linux guest: make test"]
 fn twenty_children_of_one_fork_draw_no_random_number_in_common() {
     let parent = TestDaemon::shared().boot("draws");
-    draw(&parent, 100);
+    // Few, and slowly: twenty-one that drew all the time would leave nothing of one CPU to who asks for the numbers.
+    draw(&parent, 100, (1500, Duration::from_millis(20)));
 
     let (report, children) = parent.fork_with(&["--count", "20", "--prefix", "drawn"]);
     assert!(report.barrier_us.is_some(), "the parent's programs stood still");

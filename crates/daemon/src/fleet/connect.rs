@@ -1,15 +1,11 @@
 //! A connection to what listens in a VM, over its agent: no network is needed for it.
 
-use super::Fleet;
 use super::error::FleetError;
 use super::presence::Visit;
+use super::{AGENT_LIMIT, Fleet};
 use crate::agent::{Agent, AgentError};
 use pando_wire::agent::{FailureKind, Request, UNREADABLE};
-use std::time::Duration;
 use tokio::net::UnixStream;
-
-/// How long the agent of a VM that runs may take to connect.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 impl Fleet {
     /// A connection to what listens on `port` in the VM of this name or id, which is woken if it sleeps: bytes both ways,
@@ -20,7 +16,7 @@ impl Fleet {
     pub(crate) async fn connect(&self, name: &str, port: u16) -> Result<(UnixStream, String, Visit), FleetError> {
         let (record, mut visit) = self.enter(name, "connect to").await?;
         let socket = self.0.paths.vsock_socket(&record.id);
-        let connected = Agent::order(&socket, &Request::Connect { port }, CONNECT_LIMIT).await;
+        let connected = Agent::order(&socket, &Request::Connect { port }, AGENT_LIMIT).await;
         visit.is_heard();
         match connected {
             Ok(agent) => Ok((agent.into_stream(), record.id, visit)),
@@ -31,7 +27,7 @@ impl Fleet {
     /// Whether the VM of this id can be reached: it has neither ended nor fallen asleep. That is no reason to wake it.
     pub(crate) async fn is_up(&self, id: &str) -> bool {
         let _visit = self.0.presence.enter(id).await;
-        Agent::ask(&self.0.paths.vsock_socket(id), &Request::Ping, CONNECT_LIMIT).await.is_ok()
+        Agent::ask(&self.0.paths.vsock_socket(id), &Request::Ping, AGENT_LIMIT).await.is_ok()
     }
 
     /// Notes that the VM of this id is used just now, by who is not in it.

@@ -1,7 +1,7 @@
 //! Running a program in a VM, for callers that need neither a terminal nor a stream.
 
-use super::Fleet;
 use super::error::FleetError;
+use super::{AGENT_LIMIT, Fleet};
 use crate::agent::{Agent, AgentError, read_reply};
 use pando_wire::agent::{CHUNK, Exec, Exit, Input, Reply, Request};
 use pando_wire::api::{ExecReport, ExecRequest};
@@ -15,8 +15,6 @@ use tokio::time::sleep;
 
 /// How long a program may run when nobody says.
 const DEFAULT_LIMIT: Duration = Duration::from_secs(60);
-/// How long the guest may take until the program runs.
-const START_LIMIT: Duration = Duration::from_secs(5);
 /// How much output is kept, both streams together.
 const MAX_OUTPUT: usize = 8 << 20;
 
@@ -41,7 +39,7 @@ impl Fleet {
             AgentError::Failed(_) => FleetError::Guest { name: record.name.clone(), source },
             _ => FleetError::Agent { name: record.name.clone(), source },
         };
-        let agent = match Agent::ask(&socket, &exec, START_LIMIT).await.map_err(failed)? {
+        let agent = match Agent::ask(&socket, &exec, AGENT_LIMIT).await.map_err(failed)? {
             (agent, Reply::Started { .. }) => agent,
             _ => return Err(failed(AgentError::Confused)),
         };

@@ -1,5 +1,6 @@
-//! Draws random numbers without end: `getrandom FILE LINES`. Each line is the time of `CLOCK_MONOTONIC` right before the
-//! number was drawn, in nanoseconds, and the number. It stops after so many lines.
+//! Draws random numbers: `getrandom FILE LINES PAUSE_US`. Each line is the time of `CLOCK_MONOTONIC` right before the number
+//! was drawn, in nanoseconds, and the number. It stops after so many lines, and rests between two. A program that is made to
+//! stand still is then nearly always so between two lines.
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::time::{ClockId, clock_gettime};
@@ -9,9 +10,6 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::Duration;
-
-/// Between two numbers. A program that is made to stand still is then nearly always so between two lines.
-const PAUSE: Duration = Duration::from_micros(200);
 
 fn main() -> ExitCode {
     match draw() {
@@ -25,9 +23,10 @@ fn main() -> ExitCode {
 
 fn draw() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
-    let (Some(path), Some(lines)) = (args.next(), args.next()) else {
-        return Err("usage: getrandom FILE LINES".into());
+    let (Some(path), Some(lines), Some(pause)) = (args.next(), args.next(), args.next()) else {
+        return Err("usage: getrandom FILE LINES PAUSE_US".into());
     };
+    let pause = Duration::from_micros(pause.parse()?);
     let mut file = File::create(path)?;
     for _ in 0..lines.parse::<u64>()? {
         let now = clock_gettime(ClockId::Monotonic);
@@ -38,7 +37,7 @@ fn draw() -> Result<(), Box<dyn Error>> {
         }
         let nanoseconds = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
         file.write_all(format!("{nanoseconds} {:032x}\n", u128::from_le_bytes(bytes)).as_bytes())?;
-        sleep(PAUSE);
+        sleep(pause);
     }
     Ok(())
 }
