@@ -121,13 +121,13 @@ impl Agent {
         }
     }
 
-    /// Connects, again and again until `limit` is over, and says nothing yet.
+    /// Connects, again and again until `limit` is over, and says nothing yet. What answered once has as long once more.
     pub(crate) async fn open(socket: &Path, limit: Duration) -> Result<UnixStream, AgentError> {
         // A connection can be accepted by a guest whose agent is not there; only an answer proves one.
         Self::reach(socket, &Request::Ping, limit).await?;
-        match timeout(ATTEMPTS.1, Self::connect(socket)).await {
+        match timeout(limit, Self::connect(socket)).await {
             Ok(agent) => Ok(agent?.0),
-            Err(Elapsed { .. }) => Err(AgentError::Late { limit: ATTEMPTS.1, source: None }),
+            Err(Elapsed { .. }) => Err(AgentError::Late { limit, source: None }),
         }
     }
 
