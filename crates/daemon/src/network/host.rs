@@ -46,6 +46,11 @@ impl Host {
         Ok(all.into_iter().map(|(_, own)| own).filter(|own| !is_closed(*own)).collect())
     }
 
+    /// Whether a link leads to a VM of this daemon's.
+    pub(super) fn has(&self, link: &Link) -> bool {
+        link.name.starts_with(LINKS) && link.group | 1 == self.group
+    }
+
     /// Lets the VM behind `link` reach the host itself.
     pub(super) fn open_to(&self, link: &str) -> Result<(), NetworkError> {
         self.regroup(link, self.open_group())
@@ -89,7 +94,7 @@ impl Host {
     /// The links of this daemon's VMs, and of an earlier one's.
     pub(super) fn links(&self, netlink: &mut Netlink) -> Result<Vec<Link>, NetworkError> {
         let links = netlink.links().map_err(NetworkError::rtnetlink("list the links"))?;
-        Ok(links.into_iter().filter(|link| link.name.starts_with(LINKS) && link.group | 1 == self.group).collect())
+        Ok(links.into_iter().filter(|link| self.has(link)).collect())
     }
 
     /// Refuses a range that somebody else uses: VMs would cut the host off from it.

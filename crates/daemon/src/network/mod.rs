@@ -42,7 +42,7 @@ use host::Host;
 use pando_sys::{NetworkLack, SysError};
 use pando_wire::network::MAX_QUEUE_PAIRS;
 use pool::Pool;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
 use std::net::Ipv4Addr;
@@ -353,6 +353,25 @@ impl Networks {
     /// Fails where its namespace, or the host's rules, cannot be read.
     pub fn seen(&self, queue: BorrowedFd<'_>) -> Result<Seen, NetworkError> {
         seen::seen(queue, &self.host)
+    }
+
+    /// The name of the host's link to a VM, by any queue of its tap. Blocks for some milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// Fails where its namespace cannot be looked at.
+    pub fn link(queue: BorrowedFd<'_>) -> Result<String, NetworkError> {
+        seen::link(queue)
+    }
+
+    /// The bytes that came for each VM from outside, by the name of its [`link`](Self::link), since that was made. One
+    /// question to the kernel for all of them.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the kernel does not tell.
+    pub fn received(&self) -> Result<HashMap<String, u64>, NetworkError> {
+        seen::received(&self.host)
     }
 
     /// The end: what is ready goes, and the host's table with it if no VM needs it. VMs keep theirs. Blocks for some tenths of a

@@ -63,17 +63,14 @@ impl Netlink {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         let answers = self.ask(RouteNetlinkMessage::GetLink(message), NLM_F_ACK)?;
-        let passed = answers.into_iter().find_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(link) => {
-                let index = link.header.index;
-                link.attributes.into_iter().find_map(|attribute| match attribute {
-                    LinkAttribute::Stats64(stats) => Some((index, stats)),
-                    _ => None,
-                })
-            }
-            _ => None,
-        });
-        passed.ok_or_else(|| io::ErrorKind::NotFound.into())
+        let passed = answers.into_iter().find_map(passed_of);
+        passed.map(|(link, stats)| (link.index, stats)).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// All links, and what passed each.
+    pub(super) fn all_passed(&mut self) -> io::Result<Vec<(Link, Stats64)>> {
+        let answers = self.ask(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)?;
+        Ok(answers.into_iter().filter_map(passed_of).collect())
     }
 
     /// The first IPv4 address of the link with this index.
@@ -271,4 +268,15 @@ fn link_of(answer: RouteNetlinkMessage) -> Option<Link> {
         }
     }
     Some(link)
+}
+
+fn passed_of(answer: RouteNetlinkMessage) -> Option<(Link, Stats64)> {
+    let stats = match &answer {
+        RouteNetlinkMessage::NewLink(message) => message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Stats64(stats) => Some(*stats),
+            _ => None,
+        }),
+        _ => None,
+    };
+    link_of(answer).zip(stats)
 }

@@ -3,7 +3,7 @@
 use super::host::Host;
 use super::netlink::Netlink;
 use super::{NetworkError, TAP, UPLINK, make, nft, rules};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::BorrowedFd;
@@ -50,6 +50,13 @@ pub(super) fn seen(queue: BorrowedFd<'_>, host: &Host) -> Result<Seen, NetworkEr
         }
     }
     Ok(seen)
+}
+
+/// The bytes that came for each VM since its link was made, by the name of that link; of those that `host` knows.
+pub(super) fn received(host: &Host) -> Result<HashMap<String, u64>, NetworkError> {
+    let all = Netlink::open().and_then(|mut netlink| netlink.all_passed()).map_err(failed)?;
+    let ours = all.into_iter().filter(|(link, _)| host.has(link));
+    Ok(ours.map(|(link, passed)| (link.name, passed.tx_bytes)).collect()) // What the host sends, the VM receives.
 }
 
 /// The name of the host's link to the namespace that `queue`'s tap is in.

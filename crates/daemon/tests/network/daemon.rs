@@ -2,16 +2,18 @@
 
 use crate::ask;
 use crate::guest::{OWN, Tap, frame, udp};
-use crate::support::Daemon;
-use crate::world::{INTERNET, ONE, block_on, internet, ip, on_a_host};
+use crate::support::{Daemon, signal_kill};
+use crate::world::{INTERNET, ONE, block_on, internet, ip, left, links, on_a_host, wait_until};
+use futures_util::future::join_all;
 use hyper::Method;
-use pando_wire::api::{NetworkMode, Traffic, Vm};
+use pando_wire::api::{NetworkMode, State, Traffic, Vm};
 use pando_wire::network::MAC;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde_json::{Value, json};
 use smoltcp::wire::EthernetProtocol;
 use std::collections::BTreeSet;
 use std::fs;
+use std::time::{Duration, Instant};
 
 /// The guest's side of a VM's network: nobody is in there.
 fn tap_of(vm: &Vm) -> Tap {
@@ -154,5 +156,62 @@ fn what_a_running_vm_reaches_is_changed_at_once_and_written_down_and_none_stays_
             assert_eq!(change(&daemon, "web", json!({"allow": ["169.254.169.254"]})).await.0, 400);
             assert_eq!(daemon.vm("web").await.network.mode, NetworkMode::Isolated, "what is refused changes nothing");
         });
+    });
+}
+
+#[test]
+fn a_vm_that_is_sent_much_from_outside_is_used_and_falls_asleep_when_that_ends() {
+    on_a_host(|| {
+        let _internet = internet();
+        block_on(async {
+            let daemon = Daemon::start().await;
+            set(&daemon, "nat").await;
+            let mut tap = tap_of(&daemon.run("web").await);
+            assert_eq!(daemon.put("/settings/idle-timeout", json!({"value": "1s"})).await.0, 200);
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_secs(4) {
+                // Some hundred answers between two looks.
+                (0..20).for_each(|_| assert_eq!(ask(&mut tap, INTERNET, 7), Some("answer")));
+                assert_eq!(daemon.vm("web").await.state, State::Running, "after {:?}", start.elapsed());
+            }
+            while daemon.vm("web").await.state != State::Hibernated {
+                assert!(start.elapsed() < Duration::from_secs(60), "it falls asleep");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+    });
+}
+
+#[test]
+fn five_hundred_vms_that_run_and_end_leave_nothing() {
+    const VMS: usize = 500;
+    const AT_ONCE: usize = 10;
+    on_a_host(|| {
+        let before = left();
+        block_on(async {
+            let mut daemon = Daemon::start().await;
+            set(&daemon, "nat").await;
+            for round in 0..VMS / AT_ONCE {
+                let names: Vec<_> = (0..AT_ONCE).map(|index| format!("vm-{round}-{index}")).collect();
+                let vms = join_all(names.iter().map(|name| daemon.run(name))).await;
+                assert!(vms.iter().all(|vm| vm.network.mode == NetworkMode::Nat));
+                // One's monitor is killed, and sometimes the daemon is another one then.
+                signal_kill(vms[round % AT_ONCE].pid.unwrap());
+                if round % 10 == 5 {
+                    daemon.stop().await;
+                    daemon.start_again().await;
+                    set(&daemon, "nat").await;
+                }
+                let remove = async |name: &String| daemon.delete(&format!("/vms/{name}?force=true")).await.0;
+                let removed = join_all(names.iter().map(remove)).await;
+                assert!(removed.iter().all(hyper::StatusCode::is_success), "{removed:?}");
+            }
+            daemon.stop().await;
+            wait_until("the end of all links", || links() == 0);
+            // What is the host's goes with the last link, or when the next daemon begins.
+            daemon.start_again().await;
+            daemon.stop().await;
+        });
+        assert_eq!(left(), before);
     });
 }

@@ -1,18 +1,20 @@
 //! VMs that nobody uses hibernate by themselves.
 //!
-//! Use is: whoever is in a VM ([`Presence`](super::presence::Presence)), an operation on it, and CPU time of its monitor
-//! above a small share. One task looks at all VMs, a few times within the shortest timeout that there is. What it
+//! Use is: whoever is in a VM ([`Presence`](super::presence::Presence)), an operation on it, and, above a small share, CPU
+//! time of its monitor and what comes for it from outside. One task looks at all VMs, a few times within the shortest timeout that there is. What it
 //! decides is looked at once more when nobody can come in any more. The clock of a VM begins anew with its process and
 //! with this daemon.
 
 mod clock;
+mod received;
 
 use super::Fleet;
 use super::error::FleetError;
 use crate::db::Record;
 use crate::usage;
-use clock::Clock;
+use clock::{Clock, Counted};
 use pando_wire::api::State;
+use received::Received;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -80,9 +82,10 @@ impl Fleet {
         let default = self.0.settings.now().idle_timeout;
         let mut pause = PAUSES.1;
         let mut counted = HashMap::new();
+        let received = self.received(&vms).await;
         for (vm, timeout) in vms.iter().filter_map(|vm| Some((vm, timeout_of(vm, default)?))) {
             pause = pause.min(timeout / LOOKS);
-            let Some((clock, idle)) = self.count(vm, watch.clocks.remove(&vm.id)) else { continue };
+            let Some((clock, idle)) = self.count(vm, watch.clocks.remove(&vm.id), &received).await else { continue };
             let is_due = idle >= timeout && clock.is_rested(Instant::now());
             if is_due && watch.decided.insert(vm.id.clone()) {
                 let (fleet, id, clock, room) = (self.clone(), vm.id.clone(), clock.clone(), Arc::clone(&watch.room));
@@ -112,20 +115,28 @@ impl Fleet {
         }
     }
 
-    /// The clock of `vm`, and how long nobody has used that. `None` if it is none that could fall asleep now.
-    fn count(&self, vm: &Record, clock: Option<Clock>) -> Option<(Clock, Duration)> {
+    /// The clock of `vm`, and how long nobody has used that, when so much was `received` by each link. `None` if it is none
+    /// that could fall asleep now.
+    async fn count(&self, vm: &Record, clock: Option<Clock>, received: &Received) -> Option<(Clock, Duration)> {
         if vm.state != State::Running || self.0.foreign.check(vm).is_err() {
             return None;
         }
-        let pid = self.0.supervisor.live(&vm.id)?.pid();
+        let live = self.0.supervisor.live(&vm.id)?;
+        let pid = live.pid();
+        let clock = clock.filter(|clock| clock.pid == pid);
+        let link = match &clock {
+            Some(clock) => clock.link.clone(),
+            None => self.link_to(vm, live).await,
+        };
+        let received = link.as_ref().and_then(|link| received.get(link)).copied().unwrap_or_default();
         // It may have ended just now.
-        let cpu = usage::cpu_of_process(pid).ok()?;
+        let counted = Counted { cpu: usage::cpu_of_process(pid).ok()?, received };
         let now = Instant::now();
-        let mut clock = clock.filter(|clock| clock.pid == pid).unwrap_or_else(|| Clock::new(pid, now, cpu));
+        let mut clock = clock.unwrap_or_else(|| Clock::new(pid, link, now, counted));
         if let Some(when) = self.0.presence.last_use(&vm.id) {
             clock.used(when);
         }
-        let idle = clock.read(now, cpu);
+        let idle = clock.read(now, counted);
         Some((clock, idle))
     }
 
@@ -143,7 +154,8 @@ impl Fleet {
             Err(error) => return Outcome::Failed(error.into()),
         };
         let pid = clock.pid;
-        match self.count(&vm, Some(clock)) {
+        let received = self.received(std::slice::from_ref(&vm)).await;
+        match self.count(&vm, Some(clock), &received).await {
             Some((clock, idle)) if clock.pid == pid && idle >= timeout => (),
             _ => return Outcome::Used,
         }
