@@ -11,8 +11,7 @@ use std::time::Instant;
 
 /// How many forks there are at once.
 const TWINS: usize = 20;
-/// How many of them begin at one instant. Each must answer within half a minute, and an emulated host has one CPU: of
-/// twenty at one instant seventeen did not, with a `pando` that was not optimised.
+/// How many of them begin at one instant: an emulated host has one CPU, and each has a minute.
 const AT_ONE_INSTANT: &str = "5";
 
 /// Does something with each of them at once.

@@ -2,7 +2,8 @@
 //! `nft`, `ip` and hardware KVM, or an emulated host that has it.
 //!
 //! ```text
-//! net [PANDO [ROUNDS]]     PANDO is the program, target/release/pando when absent; ROUNDS per median, 8 when absent
+//! net [PANDO [ROUNDS [PART...]]]     PANDO is the program, target/release/pando when absent; ROUNDS per median, 8 when
+//!                                    absent; PARTs are url, burst and speed, all when absent
 //! ```
 //!
 //! The kernel of guests must be in the daemon's cache. In an emulated host all times are 10 to 20 times too long; what holds are
@@ -34,13 +35,27 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let daemon = Daemon::start(&pando, &["--previews", "127.0.0.1:0"])?;
     let image = daemon.import()?;
-    daemon.boot("web", &image, MEMORY)?;
-    preview::serve(&daemon, "web")?;
-    report_fork(&daemon, rounds)?;
-    report_wake(&daemon, rounds.div_ceil(2))?;
-    daemon.remove("web")?;
-    burst::report(&daemon, &image)?;
-    speed::report(&daemon, &image, rounds)
+    let parts = args.get(2..).unwrap_or_default();
+    let is_wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
+    if is_wanted("url") {
+        report_urls(&daemon, &image, rounds)?;
+    }
+    if is_wanted("burst") {
+        burst::report(&daemon, &image)?;
+    }
+    if is_wanted("speed") {
+        speed::report(&daemon, &image, rounds)?;
+    }
+    Ok(())
+}
+
+/// A VM that has a URL.
+fn report_urls(daemon: &Daemon, image: &str, rounds: usize) -> Result<(), ApiError> {
+    daemon.boot("web", image, MEMORY)?;
+    preview::serve(daemon, "web")?;
+    report_fork(daemon, rounds)?;
+    report_wake(daemon, rounds.div_ceil(2))?;
+    daemon.remove("web")
 }
 
 /// A child's first answer by its URL, and its first program.
@@ -78,14 +93,24 @@ fn report_fork(daemon: &Daemon, rounds: usize) -> Result<(), ApiError> {
 fn report_wake(daemon: &Daemon, rounds: usize) -> Result<(), ApiError> {
     let preview = Preview::open(daemon, "web")?;
     let (mut answered, mut executed) = (Vec::new(), Vec::new());
-    for round in 0..=rounds {
-        let _: Vm = daemon.call("POST", "/vms/web/hibernate", &())?;
-        let ((), seen) = timed(|| preview.get())?;
-        let _: Vm = daemon.call("POST", "/vms/web/hibernate", &())?;
-        let ((), used) = timed(|| {
+    let asleep = || daemon.call::<Vm>("POST", "/vms/web/hibernate", &());
+    let look = || asleep().and_then(|_| timed(|| preview.get()));
+    let wake = || {
+        asleep()?;
+        timed(|| {
             let _: Vm = daemon.call("POST", "/vms/web/wake", &())?;
             daemon.exec("web", &["/bin/true"])
-        })?;
+        })
+    };
+    for round in 0..=rounds {
+        // Each is the first one as often as the other.
+        let (((), seen), ((), used)) = match round % 2 {
+            0 => (look()?, wake()?),
+            _ => {
+                let used = wake()?;
+                (look()?, used)
+            }
+        };
         // What a VM needs first is learned by its first wake.
         if round > 0 {
             answered.push(seen);
