@@ -3,6 +3,12 @@
 use crate::SysError;
 use rustix::process::Pid;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+/// The nicest that a thread can be.
+const NICEST: i32 = 19;
+/// How long who gives way keeps a CPU: as short as the scheduler knows.
+const SLICE: Duration = Duration::from_micros(100);
 
 /// Copies this process. In the child only the calling thread exists, only the standard descriptors and `keep` are open,
 /// and `in_child` gets `keep`. When it is through, the process ends: what the parent's stack owns there (descriptors that
@@ -52,15 +58,26 @@ pub fn disown_children() -> Result<(), SysError> {
     }
 }
 
-/// From here on the calling thread leaves the CPUs to others that want them. For work that nobody waits for.
+/// From here on the calling thread leaves the CPUs to others that want them. For work that nobody waits for yet.
 ///
-/// It is of `SCHED_IDLE` (`sched(7)`): who is woken takes the CPU from it at once. One that is merely nice keeps the CPU, once
-/// it has it, until its slice has passed, so others who take turns in short steps find it taken at each.
+/// It is as nice as can be, preempts nobody (`SCHED_BATCH`, `sched(7)`), and asks for slices of [`SLICE`] (`sched_setattr(2)`,
+/// `sched_runtime` of a policy without deadlines, Linux 6.12): who is merely nice keeps the CPU, once it has it, until its
+/// slice has passed, so others who take turns in short steps find it taken at each. Not `SCHED_IDLE`, which on a host where
+/// something always runs has the CPU once in seconds, and so holds for half a minute what somebody does wait for by now.
 pub fn give_way() {
-    let parameters = libc::sched_param { sched_priority: 0 };
-    // SAFETY: It reads the parameters, which live until it returns, and changes nothing but how this thread is scheduled.
+    let attributes = libc::sched_attr {
+        size: size_of::<libc::sched_attr>() as u32,
+        sched_policy: libc::SCHED_BATCH as u32,
+        sched_flags: 0,
+        sched_nice: NICEST,
+        sched_priority: 0,
+        sched_runtime: SLICE.as_nanos() as u64,
+        sched_deadline: 0,
+        sched_period: 0,
+    };
+    // SAFETY: It reads the attributes, which live until it returns, and changes nothing but how this thread is scheduled.
     // It may always; and if it might not, the thread would have the usual share.
-    let _ = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+    let _ = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
 }
 
 /// Closes every descriptor above the standard ones that is not in `keep`.
@@ -106,14 +123,14 @@ mod tests {
 
     #[test]
     fn who_gives_way_does_so_alone() {
-        // SAFETY: It asks how the calling thread is scheduled, and has no memory of ours.
-        let policy = || unsafe { libc::sched_getscheduler(0) };
-        let before = policy();
+        // SAFETY: Both ask how the calling thread is scheduled, and have no memory of ours.
+        let scheduled = || unsafe { (libc::sched_getscheduler(0), libc::getpriority(libc::PRIO_PROCESS, 0)) };
+        let before = scheduled();
         let there = std::thread::spawn(move || {
             give_way();
-            policy()
+            scheduled()
         });
-        assert_eq!((there.join().unwrap(), policy()), (libc::SCHED_IDLE, before));
+        assert_eq!((there.join().unwrap(), scheduled()), ((libc::SCHED_BATCH, NICEST), before));
     }
 
     #[test]
