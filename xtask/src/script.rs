@@ -11,7 +11,7 @@ pub(crate) struct Job<'a> {
 }
 
 /// How long one test program may take, in seconds: one that hangs is named, and those behind it still run.
-const LIMIT_SECONDS: u32 = 1500;
+const LIMIT_SECONDS: u32 = 2400;
 
 /// Runs all, one after the other, and fails when one of them did, having named those that did.
 pub(crate) fn script(jobs: &[Job], variables: &[(&str, &Path)]) -> String {
