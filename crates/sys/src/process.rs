@@ -123,8 +123,10 @@ mod tests {
 
     #[test]
     fn who_gives_way_does_so_alone() {
-        // SAFETY: Both ask how the calling thread is scheduled, and have no memory of ours.
-        let scheduled = || unsafe { (libc::sched_getscheduler(0), libc::getpriority(libc::PRIO_PROCESS, 0)) };
+        // SAFETY: It asks how the calling thread is scheduled, and has no memory of ours.
+        let policy = || unsafe { libc::sched_getscheduler(0) };
+        // SAFETY: Likewise.
+        let scheduled = move || (policy(), unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) });
         let before = scheduled();
         let there = std::thread::spawn(move || {
             give_way();
