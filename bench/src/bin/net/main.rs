@@ -22,6 +22,8 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+/// What can be measured by itself.
+const PARTS: [&str; 3] = ["url", "burst", "speed"];
 /// RAM of guests.
 const MEMORY: u64 = 256 << 20;
 
@@ -29,13 +31,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let pando = PathBuf::from(args.first().map_or("target/release/pando", String::as_str));
     let rounds: usize = args.get(1).map_or(Ok(8), |count| count.parse())?;
+    let parts = args.get(2..).unwrap_or_default();
+    if let Some(unknown) = parts.iter().find(|part| !PARTS.contains(&part.as_str())) {
+        return Err(format!("there is no part {unknown}; there are {}", PARTS.join(", ")).into());
+    }
     if let Some(lack) = pando_sys::network_lack() {
         println!("skipped: {lack}");
         return Ok(());
     }
     let daemon = Daemon::start(&pando, &["--previews", "127.0.0.1:0"])?;
     let image = daemon.import()?;
-    let parts = args.get(2..).unwrap_or_default();
     let is_wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
     if is_wanted("url") {
         report_urls(&daemon, &image, rounds)?;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 const SHARE: f64 = 0.05;
 /// What the kernel's account may be wrong by: two of its units.
 const GRAIN: Duration = Duration::from_millis(20);
-/// The bytes a second, and those at once, above which what comes from outside is use: the time of day, asked for now and then,
-/// is none, and a download is.
+/// The bytes a second, and those in one burst, above which what comes from outside is use: an answer of a time server is none,
+/// and a download is one.
 const BYTES_A_SECOND: f64 = 1024.0;
 const BYTES_AT_ONCE: u64 = 4096;
 /// How long it is not tried again after it went wrong, at first and at last.
