@@ -60,7 +60,7 @@ pub fn disown_children() -> Result<(), SysError> {
 
 /// From here on the calling thread leaves the CPUs to others that want them. For work that nobody waits for yet.
 ///
-/// It is as nice as can be, preempts nobody (`SCHED_BATCH`, `sched(7)`), and asks for slices of [`SLICE`] (`sched_setattr(2)`,
+/// It is as nice as can be, preempts nobody (`SCHED_BATCH`, `sched(7)`), and asks for slices of 0.1 ms (`sched_setattr(2)`,
 /// `sched_runtime` of a policy without deadlines, Linux 6.12): who is merely nice keeps the CPU, once it has it, until its
 /// slice has passed, so others who take turns in short steps find it taken at each. Not `SCHED_IDLE`, which on a host where
 /// something always runs has the CPU once in seconds, and so holds for half a minute what somebody does wait for by now.
