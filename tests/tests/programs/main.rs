@@ -1,4 +1,5 @@
-//! Real programs of Debian in guests with a network: nginx, PostgreSQL, Node.js and git; and Chromium on the host.
+//! Real programs of Debian in guests with a network: nginx, PostgreSQL, Node.js and git; and Chromium and wrk on the
+//! host.
 //!
 //! One VM is booted, in which the servers start. Every test forks it and leaves it as it is.
 
@@ -7,6 +8,7 @@
 mod browser; // that looks at a VM while it is forked
 mod database; // PostgreSQL, in a VM and outside
 mod git; // from outside
+mod load; // many requests at once
 mod socket; // a WebSocket across a fork
 mod twins; // twenty at once
 
@@ -40,7 +42,8 @@ fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
 /// The VM that all tests fork.
 fn base() -> &'static TestVm<'static> {
     static BASE: LazyLock<TestVm<'static>> = LazyLock::new(|| {
-        let options = ["--memory", "512M", "--net", "nat"];
+        let published = format!("0:{NGINX}");
+        let options = ["--memory", "512M", "--net", "nat", "-p", &published];
         let boot = || TestDaemon::shared().boot_from(&prepared(setting::DEBIAN), "base", &options);
         let base = timed("boot", boot);
         timed("servers", || start_servers(&base));
