@@ -101,6 +101,22 @@ fn children_are_the_same_inside_and_lose_only_what_was_connected_to_the_outside(
 
 #[test]
 #[ignore = "needs a Linux guest: make test"]
+fn a_guest_reaches_another_by_a_port_of_the_host_and_only_when_it_is_told() {
+    let _world = World::make();
+    let daemon = TestDaemon::start();
+    let shop = daemon.boot_with("shop", &["--memory", "256M", "-p", &format!("{HOST}::3000")], &[]);
+    shop.start("mkdir -p /srv && echo shop >/srv/who && httpd -f -p 127.0.0.1:3000 -h /srv");
+    let url = format!("http://{}/who", shop.inspect().published[0].host());
+    let client = daemon.boot_with("client", &["--memory", "256M", "--allow", "host"], &[]);
+    assert_eq!(client.sh(&format!("wget -q -T 60 -O - {url}")), "shop");
+
+    daemon.pando(&["net", "client", "--net", "nat"]).ok();
+    let shut = client.exec(&["wget", "-q", "-T", "5", "-O", "-", &url]);
+    assert!(shut.code != 0 && shut.stdout.is_empty(), "{shut:?}");
+}
+
+#[test]
+#[ignore = "needs a Linux guest: make test"]
 fn a_vm_that_slept_has_a_network_again_and_what_ends_leaves_nothing_behind() {
     let world = World::make();
     let there = world.echo(at(WORLD));
