@@ -4,10 +4,10 @@ use crate::TaskError;
 use crate::cargo::{Program, root, target_dir};
 use crate::debian;
 use crate::host::{self, Place};
-use crate::lane::{self, Lane};
 use crate::native::{TOY_GUESTS, TOY_GUESTS_RUN};
 use crate::prepare::{self, EARLY_READ, Fault, LATE_DISK};
-use crate::script::{Job, script};
+use crate::queue::{self, Task};
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,18 +26,41 @@ const DEMO: &str = "demo";
 const REAL_PROGRAMS: &str = "programs";
 /// Which tests need which `pando` with a fault.
 const PLANTED: [(Fault, &[&str]); 2] = [(LATE_DISK, &["oracle", TOYS]), (EARLY_READ, &[TOYS])];
-/// Two emulated hosts at once, one for each core that computers have at least: what runs in each, in this order. What is
-/// in neither, toy guests and new files, runs first in the first one.
-const LANES: [(&str, &[&str]); 2] = [
-    ("a", &["boot", "fork", "memory", "crash", "network", "readme", DEMO, "ssh", "publish"]),
-    ("b", &[TOYS, "oracle", "cli", "disk", "checkpoint", "idle", "previews", REAL_PROGRAMS]),
+/// How many emulated hosts run at once: one for each core that computers have at least.
+const HOSTS: usize = 2;
+/// Who waits longest for a host has the first one, so that both end at about the same time. What is not here, toy guests and
+/// new files, goes before.
+const LONGEST_FIRST: [&str; 16] = [
+    "oracle",
+    "fork",
+    "memory",
+    REAL_PROGRAMS,
+    "network",
+    "previews",
+    "checkpoint",
+    "cli",
+    "boot",
+    "crash",
+    "ssh",
+    DEMO,
+    "publish",
+    "disk",
+    "idle",
+    "readme",
 ];
 /// RAM of an emulated host: a guest of 4 GiB forks in it.
 const MEMORY_MIB: &str = "8192";
 /// Tells the tests that nobody else uses the host: they may set its clock.
 const OWN_HOST: &str = "PANDO_TESTS_OWN_HOST";
-/// How long all tests of one may take in it.
-const LIMIT_SECONDS: &str = "5000";
+/// How long one test program may take in it: one that hangs is named, and those behind it still run.
+const LIMIT_SECONDS: &str = "2400";
+
+/// A test program, and how it is called.
+#[derive(Debug)]
+struct Job<'a> {
+    program: &'a Program,
+    args: Vec<String>,
+}
 
 /// Runs the tests in the files named, all when none is, with the arguments behind `--`.
 pub(crate) fn run(args: &[String]) -> Result<(), TaskError> {
@@ -52,7 +75,6 @@ pub(crate) fn run(args: &[String]) -> Result<(), TaskError> {
         return Err(TaskError::Usage(format!("there is no tests/tests/{unknown}.rs")));
     }
     tests.retain(|program| wanted(&program.name));
-    tests.sort_by_key(|program| place_in_lanes(&program.name));
 
     let mut variables = Vec::new();
     for (fault, tests) in &PLANTED {
@@ -104,15 +126,6 @@ pub(crate) fn run(args: &[String]) -> Result<(), TaskError> {
     result.and(here(&natively.map(job).collect::<Vec<_>>(), &variables))
 }
 
-/// Lane, and place in it.
-fn place_in_lanes(name: &str) -> (usize, usize) {
-    let places = LANES
-        .iter()
-        .enumerate()
-        .filter_map(|(lane, (_, names))| Some((lane, 1 + names.iter().position(|known| *known == name)?)));
-    places.min().unwrap_or((0, 0))
-}
-
 fn here(jobs: &[Job], variables: &[(&str, PathBuf)]) -> Result<(), TaskError> {
     let mut result = Ok(());
     for Job { program, args } in jobs {
@@ -122,34 +135,31 @@ fn here(jobs: &[Job], variables: &[(&str, PathBuf)]) -> Result<(), TaskError> {
     result
 }
 
-/// Each lane in one boot of an emulated host.
-fn emulated(pando: &Path, jobs: Vec<Job>, variables: &[(&str, PathBuf)]) -> Result<(), TaskError> {
+/// Each in an emulated host of its own.
+fn emulated(pando: &Path, mut jobs: Vec<Job>, variables: &[(&str, PathBuf)]) -> Result<(), TaskError> {
     if jobs.is_empty() {
         return Ok(());
     }
     eprintln!("no hardware KVM here: tests with Linux guests run in emulated hosts, which takes its time");
-    let mut lanes: [Vec<Job>; LANES.len()] = Default::default();
-    jobs.into_iter().for_each(|job| lanes[place_in_lanes(&job.program.name).0].push(job));
-    let used = lanes.iter().zip(LANES).filter(|(jobs, _)| !jobs.is_empty());
-    lane::run(used.map(|(jobs, (name, _))| emulated_lane(name, pando, jobs, variables)).collect::<Result<_, _>>()?)
+    jobs.sort_by_key(|job| LONGEST_FIRST.iter().position(|name| *name == job.program.name));
+    let tasks = jobs.iter().map(|job| in_host(pando, job, variables));
+    queue::run(tasks.collect::<Result<_, _>>()?, HOSTS)
 }
 
-fn emulated_lane(
-    name: &'static str,
-    pando: &Path,
-    jobs: &[Job],
-    variables: &[(&str, PathBuf)],
-) -> Result<Lane, TaskError> {
+fn in_host(pando: &Path, job: &Job, variables: &[(&str, PathBuf)]) -> Result<Task, TaskError> {
+    let name = &job.program.name;
     let dir = target_dir().join("emulated-host").join(name);
-    let path = dir.join("tests.sh");
-    let mut borrowed: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_path())).collect();
-    borrowed.push((OWN_HOST, Path::new("1")));
-    let written = fs::create_dir_all(&dir).and_then(|()| fs::write(&path, script(jobs, &borrowed)));
-    written.map_err(|source| TaskError::File { path: path.display().to_string(), source })?;
+    fs::create_dir_all(&dir).map_err(|source| TaskError::File { path: dir.display().to_string(), source })?;
     let mut command = Command::new(pando);
     command.args(["machine", "run", "-m", MEMORY_MIB, "-t", LIMIT_SECONDS, "-w"]).arg(&dir);
-    command.args(["--", "bash"]).arg(&path);
-    // The host's own kernel is in this cache as well; root's usual one is the system's.
-    command.envs(borrowed);
-    Ok(Lane { name, command })
+    command.args(["--", "env", &format!("{OWN_HOST}=1")]);
+    for (name, value) in variables {
+        let mut pair = OsString::from(format!("{name}="));
+        pair.push(value);
+        command.arg(pair);
+    }
+    command.arg(&job.program.path).args(&job.args);
+    // The host's own kernel is in the cache folder as well; root's usual one is the system's.
+    command.envs(variables.iter().map(|(name, value)| (name, value)));
+    Ok(Task { name: name.clone(), command })
 }

@@ -15,11 +15,10 @@ mod cargo; // cargo, and what it built
 mod debian; // a root file system with real programs
 mod guests; // tests with Linux guests
 mod host; // where those run
-mod lane; // several long commands at once
 mod lint; // what is looked at without being run
 mod native; // tests that need no Linux guest
 mod prepare; // what tests with guests need
-mod script; // a script for the emulated host
+mod queue; // long commands, several at once
 
 use std::process::{Command, ExitCode, ExitStatus};
 
@@ -34,6 +33,9 @@ enum TaskError {
     /// A program failed; it has said why itself.
     #[error("{what} failed ({status})")]
     Failed { what: String, status: ExitStatus },
+    /// Of several programs, these failed; each has said why itself.
+    #[error("failed: {0}")]
+    FailedOf(String),
     /// A file cannot be used.
     #[error("cannot use {path}")]
     File { path: String, source: std::io::Error },
