@@ -28,25 +28,27 @@ const REAL_PROGRAMS: &str = "programs";
 const PLANTED: [(Fault, &[&str]); 2] = [(LATE_DISK, &["oracle", TOYS]), (EARLY_READ, &[TOYS])];
 /// How many emulated hosts run at once: one for each core that computers have at least.
 const HOSTS: usize = 2;
-/// Who waits longest for a host has the first one, so that both end at about the same time. What is not here, toy guests and
-/// new files, goes before.
-const LONGEST_FIRST: [&str; 16] = [
+/// What takes longest begins first, so that all end at about the same time. What is not here, toy guests and new files, goes
+/// before.
+const LONGEST_FIRST: [&str; 18] = [
     "oracle",
-    "fork",
-    "memory",
     REAL_PROGRAMS,
     "network",
-    "previews",
     "checkpoint",
-    "cli",
-    "boot",
+    "readme",
+    "fork",
+    "powercut",
     "crash",
-    "ssh",
-    DEMO,
-    "publish",
+    "memory",
     "disk",
     "idle",
-    "readme",
+    "boot",
+    DEMO,
+    "previews",
+    "cli",
+    "publish",
+    "ssh",
+    "machine",
 ];
 /// RAM of an emulated host: a guest of 4 GiB forks in it.
 const MEMORY_MIB: &str = "8192";
@@ -117,33 +119,39 @@ pub(crate) fn run(args: &[String]) -> Result<(), TaskError> {
     if wanted(DEMO) {
         jobs.push(Job { program: &demo, args: Vec::new() });
     }
-    let result = match place {
-        Place::Here => here(&jobs, &variables),
-        Place::EmulatedHost => emulated(&pando, jobs, &variables),
-    };
-    // Whatever became of those, these are heard as well.
     let natively = outside.into_iter().chain(toy_guest.iter().filter(|_| is_again));
-    result.and(here(&natively.map(job).collect::<Vec<_>>(), &variables))
+    let natively: Vec<_> = natively.map(job).collect();
+    match place {
+        Place::Here => {
+            jobs.extend(natively);
+            here(&jobs, &variables)
+        }
+        Place::EmulatedHost => emulated(&pando, &jobs, &natively, &variables),
+    }
 }
 
 fn here(jobs: &[Job], variables: &[(&str, PathBuf)]) -> Result<(), TaskError> {
     let mut result = Ok(());
-    for Job { program, args } in jobs {
-        let ran = crate::run(Command::new(&program.path).args(args).envs(variables.iter().map(|(k, v)| (k, v))));
-        result = result.and(ran);
+    for job in jobs {
+        // Whatever becomes of one, the others are heard as well.
+        result = result.and(crate::run(&mut command(job, variables)));
     }
     result
 }
 
-/// Each in an emulated host of its own.
-fn emulated(pando: &Path, mut jobs: Vec<Job>, variables: &[(&str, PathBuf)]) -> Result<(), TaskError> {
-    if jobs.is_empty() {
-        return Ok(());
-    }
+fn command(Job { program, args }: &Job, variables: &[(&str, PathBuf)]) -> Command {
+    let mut command = Command::new(&program.path);
+    command.args(args).envs(variables.iter().map(|(name, value)| (name, value)));
+    command
+}
+
+/// Each of `jobs` in an emulated host of its own, and `natively` what begins those itself.
+fn emulated(pando: &Path, jobs: &[Job], natively: &[Job], variables: &[(&str, PathBuf)]) -> Result<(), TaskError> {
     eprintln!("no hardware KVM here: tests with Linux guests run in emulated hosts, which takes its time");
-    jobs.sort_by_key(|job| LONGEST_FIRST.iter().position(|name| *name == job.program.name));
-    let tasks = jobs.iter().map(|job| in_host(pando, job, variables));
-    queue::run(tasks.collect::<Result<_, _>>()?, HOSTS)
+    let mut tasks = jobs.iter().map(|job| in_host(pando, job, variables)).collect::<Result<Vec<_>, _>>()?;
+    tasks.extend(natively.iter().map(|job| Task { name: job.program.name.clone(), command: command(job, variables) }));
+    tasks.sort_by_key(|task| LONGEST_FIRST.iter().position(|name| *name == task.name));
+    queue::run(tasks, HOSTS)
 }
 
 fn in_host(pando: &Path, job: &Job, variables: &[(&str, PathBuf)]) -> Result<Task, TaskError> {
