@@ -40,38 +40,40 @@ async fn open(daemon: &Daemon, vm: &str, port: u16, public: bool) -> Port {
     serde_json::from_value(body).unwrap()
 }
 
-/// One that answers every request with `answer`, and keeps what it was sent.
+/// One that answers every request with `answer`, and keeps what it was sent. What was smuggled would be there, too.
 async fn answering(answer: &'static str) -> (u16, Arc<Mutex<Vec<String>>>) {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::clone(&asked);
     let (port, _) = program(move |mut stream| {
         let kept = Arc::clone(&kept);
         async move {
-            let mut request = head(&mut stream).await;
-            if request.is_empty() {
-                return; // Connected to, and asked nothing.
-            }
-            let len = field(&request, "content-length").map_or(0, |len| len.parse().unwrap());
-            let mut body = vec![0; len];
-            stream.read_exact(&mut body).await.unwrap();
-            request.push_str(&String::from_utf8_lossy(&body));
-            if field(&request, "transfer-encoding").is_some() {
-                while !request.ends_with("0\r\n\r\n") {
-                    request.push(char::from(stream.read_u8().await.unwrap()));
+            loop {
+                let request = whole(&mut stream).await;
+                if request.is_empty() {
+                    return;
                 }
-            }
-            kept.lock().unwrap().push(request);
-            stream.write_all(answer.as_bytes()).await.unwrap();
-            // What else would come on this connection would be smuggled.
-            let mut more = String::new();
-            let _ = stream.read_to_string(&mut more).await;
-            if !more.is_empty() {
-                kept.lock().unwrap().push(more);
+                kept.lock().unwrap().push(request);
+                stream.write_all(answer.as_bytes()).await.unwrap();
             }
         }
     })
     .await;
     (port, asked)
+}
+
+/// A request with its body; empty when nothing more comes.
+async fn whole(stream: &mut TcpStream) -> String {
+    let mut request = head(stream).await;
+    let len = field(&request, "content-length").map_or(0, |len| len.parse().unwrap());
+    let mut body = vec![0; len];
+    stream.read_exact(&mut body).await.unwrap();
+    request.push_str(&String::from_utf8_lossy(&body));
+    if field(&request, "transfer-encoding").is_some() {
+        while !request.ends_with("0\r\n\r\n") {
+            request.push(char::from(stream.read_u8().await.unwrap()));
+        }
+    }
+    request
 }
 
 const HELLO: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-Kept: 1\r\nConnection: x-hop\r\nX-Hop: 1\r\n\r\nhello";
@@ -184,6 +186,57 @@ async fn http_2_is_spoken_by_who_begins_with_it_and_several_requests_share_a_con
     assert_eq!(asked.len(), 20);
     assert_eq!(field(&asked[0], "host").unwrap(), format!("{port}-web.localhost"));
     assert_eq!(field(&asked[0], "cookie"), Some("a=1; b=2"));
+}
+
+#[tokio::test]
+async fn a_clients_requests_share_a_connection_to_the_guest_and_none_is_lost_when_the_server_ends_it() {
+    let (daemon, address) = daemon().await;
+    daemon.run("web").await;
+    let ended = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&ended);
+    // Ends a connection when the fourth request is there.
+    let (port, connections) = program(move |mut stream| {
+        let counted = Arc::clone(&counted);
+        async move {
+            for _ in 0..3 {
+                if whole(&mut stream).await.is_empty() {
+                    break;
+                }
+                stream.write_all(HELLO.as_bytes()).await.unwrap();
+            }
+            whole(&mut stream).await;
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+    })
+    .await;
+    open(&daemon, "web", port, true).await;
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let mut ask = async |method: &str, more: &str| {
+        let request = format!("{method} / HTTP/1.1\r\nHost: {port}-web.localhost\r\n{more}");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let answer = timeout(LIMIT, head(&mut client)).await.unwrap();
+        let mut body = vec![0; field(&answer, "content-length").unwrap().parse().unwrap()];
+        client.read_exact(&mut body).await.unwrap();
+        (status(&answer), connections.load(Ordering::SeqCst))
+    };
+    for _ in 0..3 {
+        assert_eq!(ask("GET", "\r\n").await, (200, 1));
+    }
+    assert_eq!(ask("GET", "\r\n").await, (200, 2), "made again");
+    assert_eq!(ask("POST", "Content-Length: 4\r\n\r\nbody").await, (200, 3), "never made twice");
+    assert_eq!(ask("GET", "\r\n").await, (200, 3));
+
+    assert_eq!(daemon.post("/vms/web/pause", json!({})).await.0, 200);
+    assert_eq!(ask("GET", "\r\n").await, (503, 3), "nobody would answer");
+    assert_eq!(daemon.post("/vms/web/resume", json!({})).await.0, 200);
+    assert_eq!(ask("GET", "\r\n").await, (200, 4));
+    let before = Instant::now();
+    while ended.load(Ordering::SeqCst) < 4 {
+        assert!(before.elapsed() < LIMIT, "it waits for a request for ever");
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert!(before.elapsed() < Duration::from_secs(10), "{:?}", before.elapsed());
+    assert_eq!(ask("GET", "\r\n").await, (200, 5));
 }
 
 #[tokio::test]

@@ -24,6 +24,13 @@ impl Fleet {
         }
     }
 
+    /// That somebody is in the VM of this id, by a connection that there is already: one that sleeps is woken, and has lost it.
+    pub(crate) async fn visit(&self, id: &str) -> Result<Visit, FleetError> {
+        let (_, mut visit) = self.enter(id, "connect to").await?;
+        visit.is_heard();
+        Ok(visit)
+    }
+
     /// Whether the VM of this id can be reached: it has neither ended nor fallen asleep. That is no reason to wake it.
     pub(crate) async fn is_up(&self, id: &str) -> bool {
         let _visit = self.0.presence.enter(id).await;

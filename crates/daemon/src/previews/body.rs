@@ -1,5 +1,6 @@
 //! An answer on its way out.
 
+use super::kept::Lease;
 use super::pulse::Pulse;
 use bytes::Bytes;
 use http_body_util::Full;
@@ -18,7 +19,7 @@ pub(super) struct Answer {
 
 enum Kind {
     Whole(Full<Bytes>),
-    FromGuest(Incoming),
+    FromGuest(Incoming, Lease),
 }
 
 impl Answer {
@@ -27,10 +28,13 @@ impl Answer {
         Self { body: Kind::Whole(Full::new(text.into())), pulse: None, held: Vec::new() }
     }
 
-    /// What comes from a guest. When that breaks off, the client's connection is cut where it carries this answer alone:
-    /// the end of the connection could look like the end of the answer.
-    pub(super) fn from_guest(body: Incoming, pulse: Option<Arc<Pulse>>) -> Self {
-        Self { body: Kind::FromGuest(body), pulse, held: Vec::new() }
+    /// What comes from a guest, by a connection that is free at its end. When it breaks off, the client's connection is cut
+    /// where it carries this answer alone: the end of the connection could look like the end of the answer.
+    pub(super) fn from_guest(body: Incoming, mut lease: Lease, pulse: Option<Arc<Pulse>>) -> Self {
+        if body.is_end_stream() {
+            lease.end(); // Nobody asks for more of it.
+        }
+        Self { body: Kind::FromGuest(body, lease), pulse, held: Vec::new() }
     }
 
     /// Keeps `held` until the answer is out, or nobody waits for it.
@@ -48,10 +52,12 @@ impl Body for Answer {
         let this = self.get_mut();
         match &mut this.body {
             Kind::Whole(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
-            Kind::FromGuest(body) => {
-                let polled = Pin::new(body).poll_frame(context);
-                if let (Poll::Ready(Some(Err(_))), Some(pulse)) = (&polled, &this.pulse) {
-                    pulse.cut();
+            Kind::FromGuest(body, lease) => {
+                let polled = Pin::new(&mut *body).poll_frame(context);
+                match &polled {
+                    Poll::Ready(Some(Err(_))) => this.pulse.iter().for_each(|pulse| pulse.cut()),
+                    Poll::Ready(frame) if frame.is_none() || body.is_end_stream() => lease.end(),
+                    _ => (),
                 }
                 polled
             }
@@ -61,14 +67,14 @@ impl Body for Answer {
     fn is_end_stream(&self) -> bool {
         match &self.body {
             Kind::Whole(body) => body.is_end_stream(),
-            Kind::FromGuest(body) => body.is_end_stream(),
+            Kind::FromGuest(body, _) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.body {
             Kind::Whole(body) => body.size_hint(),
-            Kind::FromGuest(body) => body.size_hint(),
+            Kind::FromGuest(body, _) => body.size_hint(),
         }
     }
 }

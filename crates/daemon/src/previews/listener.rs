@@ -1,6 +1,8 @@
 //! Connections in, and how many and how long there may be.
 
 use super::host::Front;
+use super::kept::{Kept, MAX_KEPT};
+use super::proxy::Caller;
 use super::pulse::{Client, Pulse};
 use crate::fleet::Fleet;
 use hyper::service::service_fn;
@@ -40,12 +42,14 @@ pub(crate) struct Previews {
     pub(super) fleet: Fleet,
     pub(super) domain: String,
     pub(super) requests: Arc<Semaphore>,
+    kept: Arc<Semaphore>,
 }
 
 impl Previews {
     /// Those of the VMs of `fleet`, below `domain`.
     pub(crate) fn new(fleet: Fleet, domain: &str) -> Self {
-        Self { fleet, domain: domain.to_owned(), requests: Arc::new(Semaphore::new(MAX_CONNECTIONS)) }
+        let [requests, kept] = [MAX_CONNECTIONS, MAX_KEPT].map(|count| Arc::new(Semaphore::new(count)));
+        Self { fleet, domain: domain.to_owned(), requests, kept }
     }
 }
 
@@ -119,13 +123,12 @@ async fn converse(stream: TcpStream, from: IpAddr, previews: Arc<Previews>, mut 
     let _ = stream.set_nodelay(true); // It is slower without.
     let pulse = Arc::new(Pulse::new(Instant::now()));
     let io = TokioIo::new(Client::new(stream, Arc::clone(&pulse)));
-    let service = {
-        let pulse = Arc::clone(&pulse);
-        service_fn(move |request| {
-            let (previews, pulse) = (Arc::clone(&previews), Arc::clone(&pulse));
-            async move { Ok::<_, Infallible>(previews.answer(request, from, &pulse).await) }
-        })
-    };
+    let kept = Arc::new(Kept::new(Arc::clone(&previews.kept)));
+    let caller = Arc::new(Caller { from, pulse: Arc::clone(&pulse), kept: Arc::clone(&kept) });
+    let service = service_fn(move |request| {
+        let (previews, caller) = (Arc::clone(&previews), Arc::clone(&caller));
+        async move { Ok::<_, Infallible>(previews.answer(request, &caller).await) }
+    });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // Of how long a head may take the pulse knows, for both versions.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(BUFFER_BYTES);
@@ -137,6 +140,7 @@ async fn converse(stream: TcpStream, from: IpAddr, previews: Arc<Previews>, mut 
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
         () = pulse.stops() => None,
+        () = kept.tire() => None, // It never does.
         _ = ending.wait_for(|ends| *ends) => None,
     };
     let ended = match ended {
