@@ -9,6 +9,7 @@ use super::exchange::Connection;
 use hyper::Method;
 use hyper::body::{Body, Incoming};
 use hyper::http::request::Parts;
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -49,8 +50,8 @@ impl Kept {
         (waiting.goes_to == *goal && !waiting.connection.has_ended()).then_some(waiting.connection)
     }
 
-    /// Ends what waits for too long, again and again.
-    pub(super) async fn tire(&self) {
+    /// Ends what waits for too long, for ever.
+    pub(super) async fn tire(&self) -> Infallible {
         loop {
             sleep(WAIT / 4).await;
             let mut waiting = self.lock();

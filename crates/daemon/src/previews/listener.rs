@@ -140,7 +140,7 @@ async fn converse(stream: TcpStream, from: IpAddr, previews: Arc<Previews>, mut 
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
         () = pulse.stops() => None,
-        () = kept.tire() => None, // It never does.
+        never = kept.tire() => match never {},
         _ = ending.wait_for(|ends| *ends) => None,
     };
     let ended = match ended {

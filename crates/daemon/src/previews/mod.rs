@@ -13,8 +13,8 @@ mod access; // who is let in
 mod body; // an answer on its way out
 mod exchange; // a request to a guest, and its answer
 mod headers; // what goes on to the other side
-mod kept; // a connection to a guest, for the next request
 mod host; // which VM and port a name means
+mod kept; // a connection to a guest, for the next request
 mod listener; // connections in, and how long they may be quiet
 mod page; // what is said instead of an answer
 mod proxy; // one request
