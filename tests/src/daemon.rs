@@ -13,7 +13,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 /// For one command. A boot in an emulated computer is the longest.
-const COMMAND_LIMIT: Duration = Duration::from_secs(180);
+const COMMAND_LIMIT: Duration = Duration::from_secs(330);
 /// Until a daemon answers.
 const START_LIMIT: Duration = Duration::from_secs(60);
 

@@ -1,6 +1,6 @@
 //! Finding the VMs of an earlier daemon: they outlive it.
 
-use super::boot::random;
+use super::boot::{BOOT_LIMIT, random};
 use super::error::{FleetError, cannot};
 use super::guest::identity;
 use super::{Fleet, blocking, files};
@@ -25,8 +25,6 @@ use tokio::time::{sleep, timeout};
 const STATUS_LIMIT: Duration = Duration::from_secs(2);
 /// Between two attempts to reach one that does not, at first and at last.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-/// How long the guest of a VM that was starting when the daemon ended may still take.
-const START_LIMIT: Duration = Duration::from_secs(120);
 
 impl Fleet {
     /// Takes over every VM whose monitor still runs, writes down the end of the others, and removes files that belong
@@ -208,11 +206,11 @@ impl Fleet {
                 // The earlier daemon may have written down that it runs, and no more.
                 self.order(&record, "wake", &Request::Resume).await?;
             }
-            Agent::reach(&socket, &AgentRequest::Ping, START_LIMIT).await.map_err(unfinished)?;
+            Agent::reach(&socket, &AgentRequest::Ping, BOOT_LIMIT).await.map_err(unfinished)?;
             self.set_clock(&record).await?;
             if record.generation > 0 || record.sleep.is_some() {
                 // It may not have been told yet that it is another one's twin, or that it slept; to be told twice does no harm.
-                Agent::adopt(&socket, identity(&record), random()?, START_LIMIT).await.map_err(unfinished)?;
+                Agent::adopt(&socket, identity(&record), random()?, BOOT_LIMIT).await.map_err(unfinished)?;
             }
             Ok::<_, FleetError>(())
         };

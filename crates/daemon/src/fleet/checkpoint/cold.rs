@@ -8,7 +8,7 @@
 //! ```
 
 use super::super::birth::{Birth, Child, Prepared};
-use super::super::boot::random;
+use super::super::boot::{BOOT_LIMIT, random};
 use super::super::error::{FleetError, cannot};
 use super::super::files::{Own, Shared, descriptors};
 use super::super::twin::{Twin, failure, micros};
@@ -23,13 +23,10 @@ use pando_wire::control::{Listener, Origin, Request, Restore, Start};
 use pando_wire::pages::Remote;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// How many begin at a time: each reads from the store what it needs first.
 const AT_ONCE: usize = 4;
-/// How long one may take from its start until its agent answers: all that it touches on the way there is read from the
-/// store.
-const READY_LIMIT: Duration = Duration::from_secs(120);
 
 /// Where VMs come from.
 pub(super) struct Source {
@@ -163,6 +160,6 @@ impl Fleet {
         drop(files);
         let Source { arrival, origin, .. } = *source;
         let twin = Twin { record: record.clone(), live, answered, arrival, origin };
-        self.welcome(twin, READY_LIMIT, (own, pages, network), ()).await
+        self.welcome(twin, BOOT_LIMIT, (own, pages, network), ()).await
     }
 }
