@@ -113,9 +113,14 @@ fn a_connection_of_before_the_fork_is_reset_at_once() {
 
 /// Sends a datagram to a port that answers; what comes back: the datagram, a refusal, or nothing.
 fn ask(tap: &mut Tap, to: Ipv4Addr, port: u16) -> Option<&'static str> {
-    tap.send(&frame(MAC, EthernetProtocol::Ipv4, &udp(OWN, to, port, b"ask")));
+    ask_for(b"ask", tap, to, port)
+}
+
+/// As [`ask`], for an answer with this content.
+fn ask_for(content: &[u8], tap: &mut Tap, to: Ipv4Addr, port: u16) -> Option<&'static str> {
+    tap.send(&frame(MAC, EthernetProtocol::Ipv4, &udp(OWN, to, port, content)));
     tap.wait(SOON, |frame| match packet(frame)? {
-        (from, IpProtocol::Udp, content) if from == to && content.ends_with(b"ask") => Some("answer"),
+        (from, IpProtocol::Udp, answer) if from == to && answer.ends_with(content) => Some("answer"),
         (_, IpProtocol::Icmp, content) if content[0] == 3 => Some("refusal"),
         _ => None,
     })
