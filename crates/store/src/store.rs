@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Bytes of uncompressed chunks that a store's handles keep, where nobody says otherwise.
-const CACHE_BYTES: usize = 32 << 20;
+const CACHE_BYTES: usize = 8 << 20;
 
 /// Checkpoints in a directory, shared by any number of processes. Cloning it is cheap, and clones share their caches.
 ///

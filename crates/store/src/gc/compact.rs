@@ -58,9 +58,7 @@ impl New<'_> {
         let Ok(pack) = Pack::read(going.id, &file) else { return Ok(false) };
         let mut decompressor = Decompressor::new().map_err(|error| FileError::io("decompress", &path, error))?;
         for entry in &going.needed {
-            let (raw, spare) = decompress(decompressor, entry, pack.stored(entry).to_vec());
-            decompressor = spare;
-            if raw.is_none() {
+            if decompress(&mut decompressor, entry, pack.stored(entry)).is_none() {
                 return Ok(false);
             }
         }
