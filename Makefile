@@ -1,9 +1,10 @@
 # The commands of a day. Each installs what it needs and is missing.
 
-.PHONY: help build test lint demo fuzz bench setup
+.PHONY: help build test check lint demo fuzz bench setup
 
 help:
-	@echo 'make test    everything that CI checks: lint, tests, tests with real Linux guests'
+	@echo 'make test    everything: lint, tests, tests with real Linux guests'
+	@echo 'make check   the same without what takes long: what CI runs'
 	@echo 'make lint    format, clippy, documentation'
 	@echo 'make demo    fork a running Linux VM and look at it'
 	@echo 'make build   the pando program, in target/release'
@@ -15,7 +16,11 @@ build: setup
 
 test: setup
 	@scripts/setup tests
-	cargo xtask ci
+	cargo xtask test
+
+check: setup
+	@scripts/setup tests
+	cargo xtask check
 
 lint: setup
 	cargo xtask lint

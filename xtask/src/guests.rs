@@ -50,12 +50,45 @@ const LONGEST_FIRST: [&str; 18] = [
     "ssh",
     "machine",
 ];
+/// What a check leaves out. Each takes minutes of an emulated host, and is about what rarely goes wrong: the oracle's forks
+/// and the cuts find also with toy guests and on the store alone, which run natively.
+const LONG: [&str; 4] = ["oracle", REAL_PROGRAMS, "powercut", "memory"];
 /// RAM of an emulated host: a guest of 4 GiB forks in it.
 const MEMORY_MIB: &str = "8192";
 /// Tells the tests that nobody else uses the host: they may set its clock.
 const OWN_HOST: &str = "PANDO_TESTS_OWN_HOST";
 /// How long one test program may take in it: one that hangs is named, and those behind it still run.
 const LIMIT_SECONDS: &str = "2400";
+
+/// Which tests run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Which<'a> {
+    /// All.
+    All,
+    /// Those that every change has to pass: all that are not long, and none that shows a planted fault.
+    Checked,
+    /// Those in these files.
+    Of(&'a [String]),
+}
+
+impl Which<'_> {
+    fn wants(&self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Checked => !LONG.contains(&name),
+            Self::Of(files) => files.iter().any(|file| file == name),
+        }
+    }
+
+    /// Whether toy guests are among them that run natively where they can.
+    fn is_general(&self) -> bool {
+        !matches!(self, Self::Of(_))
+    }
+
+    fn has_planted(&self) -> bool {
+        !matches!(self, Self::Checked)
+    }
+}
 
 /// A test program, and how it is called.
 #[derive(Debug)]
@@ -65,22 +98,29 @@ struct Job<'a> {
 }
 
 /// Runs the tests in the files named, all when none is, with the arguments behind `--`.
-pub(crate) fn run(args: &[String]) -> Result<(), TaskError> {
+pub(crate) fn named(args: &[String]) -> Result<(), TaskError> {
     let end = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
     let (files, more) = (&args[..end], args.get(end + 1..).unwrap_or_default());
-    let wanted = |name: &str| files.is_empty() || files.iter().any(|file| file == name);
+    run(if files.is_empty() { Which::All } else { Which::Of(files) }, more)
+}
+
+/// Runs these, with `more` arguments for each program.
+pub(crate) fn run(which: Which, more: &[String]) -> Result<(), TaskError> {
+    let wanted = |name: &str| which.wants(name);
 
     let mut tests = prepare::tests(&["pando-tests"])?;
     tests.retain(|program| program.kind == "test");
     let is_known = |file: &str| [TOYS, DEMO].contains(&file) || tests.iter().any(|program| program.name == file);
-    if let Some(unknown) = files.iter().find(|file| !is_known(file)) {
+    if let Which::Of(files) = which
+        && let Some(unknown) = files.iter().find(|file| !is_known(file))
+    {
         return Err(TaskError::Usage(format!("there is no tests/tests/{unknown}.rs")));
     }
     tests.retain(|program| wanted(&program.name));
 
     let mut variables = Vec::new();
     for (fault, tests) in &PLANTED {
-        if tests.iter().any(|name| wanted(name)) {
+        if which.has_planted() && tests.iter().any(|name| wanted(name)) {
             variables.push((fault.variable, prepare::planted(fault)?));
         }
     }
@@ -96,9 +136,9 @@ pub(crate) fn run(args: &[String]) -> Result<(), TaskError> {
     // For the demo, which otherwise takes the `pando` of `make build` and looks for an emulated host itself.
     variables.extend([("PANDO", pando.clone()), ("PANDO_DEMO_INSIDE", "1".into())]);
     let place = host::place(&pando)?;
-    let mut toys = if files.is_empty() && !host::has_kvm() { prepare::tests(&TOY_GUESTS)? } else { Vec::new() };
+    let mut toys = if which.is_general() && !host::has_kvm() { prepare::tests(&TOY_GUESTS)? } else { Vec::new() };
     // What runs natively as well has done so, but for those that need a `pando` with a fault: they are ignored there.
-    let is_again = files.is_empty() && host::has_kvm();
+    let is_again = which.is_general() && host::has_kvm();
     let toy_guest = if wanted(TOYS) { Some(prepare::toy_guest()?) } else { None };
     if place == Place::EmulatedHost || !is_again {
         toys.extend(toy_guest.clone());
@@ -110,7 +150,8 @@ pub(crate) fn run(args: &[String]) -> Result<(), TaskError> {
     let job = |program| Job { program, args: guests_args().collect() };
     let toy = |program| {
         let again = is_again.then(|| TOYS_AGAIN.to_owned());
-        let args = ["--include-ignored", "--test-threads=1"].into_iter().map(str::to_owned).chain(again);
+        let planted = which.has_planted().then(|| "--include-ignored".to_owned());
+        let args = planted.into_iter().chain(["--test-threads=1".to_owned()]).chain(again);
         Job { program, args: args.chain(more.iter().cloned()).collect() }
     };
     let mut jobs: Vec<_> = toys.iter().map(toy).collect();
@@ -119,7 +160,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), TaskError> {
     if wanted(DEMO) {
         jobs.push(Job { program: &demo, args: Vec::new() });
     }
-    let natively = outside.into_iter().chain(toy_guest.iter().filter(|_| is_again));
+    let natively = outside.into_iter().chain(toy_guest.iter().filter(|_| is_again && which.has_planted()));
     let natively: Vec<_> = natively.map(job).collect();
     match place {
         Place::Here => {

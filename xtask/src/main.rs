@@ -1,7 +1,8 @@
-//! What CI does, and what `make` calls.
+//! What `make` and CI call.
 //!
 //! ```text
-//! cargo xtask ci                       lint, native, guests: everything
+//! cargo xtask test                     lint, native, guests: everything
+//! cargo xtask check                    the same without what takes long: what CI runs
 //! cargo xtask lint                     format, clippy, documentation
 //! cargo xtask native                   tests that need no Linux guest
 //! cargo xtask guests [FILE ...] [-- ARG ...]
@@ -20,9 +21,11 @@ mod native; // tests that need no Linux guest
 mod prepare; // what tests with guests need
 mod queue; // long commands, several at once
 
+use guests::Which;
 use std::process::{Command, ExitCode, ExitStatus};
 
-const USAGE: &str = "usage: cargo xtask ci | lint | native | guests [FILE ...] [-- ARG ...] | kernel | debian";
+const USAGE: &str =
+    "usage: cargo xtask test | check | lint | native | guests [FILE ...] [-- ARG ...] | kernel | debian";
 
 /// Why a task did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -63,10 +66,11 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let (task, rest) = args.split_first().map_or(("", &[][..]), |(task, rest)| (task.as_str(), rest));
     let result = match (task, rest) {
-        ("ci", []) => ci(),
+        ("test", []) => all(Which::All),
+        ("check", []) => all(Which::Checked),
         ("lint", []) => lint::run(),
         ("native", []) => native::run(),
-        ("guests", rest) => guests::run(rest),
+        ("guests", rest) => guests::named(rest),
         ("kernel", []) => prepare::cache().map(|dir| println!("{}", dir.display())),
         ("debian", []) => {
             prepare::cache().and_then(|dir| debian::image(&dir)).map(|image| println!("{}", image.display()))
@@ -83,11 +87,11 @@ fn main() -> ExitCode {
     ExitCode::from(if matches!(error, TaskError::Usage(_)) { 2 } else { 1 })
 }
 
-/// Everything, the quick first.
-fn ci() -> Result<(), TaskError> {
+/// Lint, tests, and of those with Linux guests these: the quick first.
+fn all(which: Which) -> Result<(), TaskError> {
     lint::run()?;
     native::run()?;
-    guests::run(&[])
+    guests::run(which, &[])
 }
 
 /// Runs a program, having said so.
