@@ -50,7 +50,7 @@ impl Store {
         Self::open_caching(path, CACHE_BYTES)
     }
 
-    /// The same, whose clones together keep so many bytes of chunks in memory, uncompressed, instead of 32 MiB.
+    /// The same, whose clones together keep so many bytes of chunks in memory, uncompressed, instead of 8 MiB.
     pub fn open_caching(path: &Path, cache_bytes: usize) -> Result<Self, FileError> {
         Directory::open(path).map(|directory| Self::of(directory, cache_bytes))
     }
