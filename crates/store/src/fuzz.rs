@@ -66,7 +66,8 @@ fn read_pack(file: &[u8]) {
     }
     let Ok(mut decompressor) = Decompressor::new() else { return };
     for entry in &entries {
-        let _ = decompress(&mut decompressor, entry, &file[entry.range()]);
+        let (_, spare) = decompress(decompressor, entry, file[entry.range()].to_vec());
+        decompressor = spare;
     }
 }
 

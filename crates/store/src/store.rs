@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Bytes of uncompressed chunks that a store's handles keep, where nobody says otherwise.
-const CACHE_BYTES: usize = 8 << 20;
+const CACHE_BYTES: usize = 32 << 20;
 
 /// Checkpoints in a directory, shared by any number of processes. Cloning it is cheap, and clones share their caches.
 ///
@@ -50,7 +50,7 @@ impl Store {
         Self::open_caching(path, CACHE_BYTES)
     }
 
-    /// The same, whose clones together keep so many bytes of chunks in memory, uncompressed, instead of 8 MiB.
+    /// The same, whose clones together keep so many bytes of chunks in memory, uncompressed, instead of 32 MiB.
     pub fn open_caching(path: &Path, cache_bytes: usize) -> Result<Self, FileError> {
         Directory::open(path).map(|directory| Self::of(directory, cache_bytes))
     }

@@ -204,8 +204,9 @@ impl Verify<'_> {
             Decompressor::new().map_err(|error| FileError::io("decompress", &self.directory.pack(id), error))?;
         let mut bad = HashSet::new();
         for entry in &index.entries {
-            let is_good = decompress(&mut decompressor, entry, &file[entry.range()]).is_some();
-            let into = if is_good { &mut packs.good } else { &mut bad };
+            let (raw, spare) = decompress(decompressor, entry, file[entry.range()].to_vec());
+            decompressor = spare;
+            let into = if raw.is_some() { &mut packs.good } else { &mut bad };
             into.insert(entry.id);
         }
         packs.chunks += index.entries.len() as u64;

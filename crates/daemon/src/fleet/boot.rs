@@ -18,9 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// How long a guest may take from its start until its agent answers, also from a checkpoint and on a host that is busy. An
-/// emulated host that shares its CPU is a hundred times slower than a computer, and a guest that does not come up is noticed
-/// by its end, not by this.
+/// How long a guest may take from its start until its agent answers, also from a checkpoint. In an emulated host on
+/// a busy computer 120 s were not always enough, and a guest that does not come up is mostly noticed by its end, not by this.
 pub(super) const BOOT_LIMIT: Duration = Duration::from_secs(300);
 /// RAM comes in units of a huge page.
 const MEMORY_UNIT: u64 = 2 << 20;

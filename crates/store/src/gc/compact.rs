@@ -58,7 +58,9 @@ impl New<'_> {
         let Ok(pack) = Pack::read(going.id, &file) else { return Ok(false) };
         let mut decompressor = Decompressor::new().map_err(|error| FileError::io("decompress", &path, error))?;
         for entry in &going.needed {
-            if decompress(&mut decompressor, entry, pack.stored(entry)).is_none() {
+            let (raw, spare) = decompress(decompressor, entry, pack.stored(entry).to_vec());
+            decompressor = spare;
+            if raw.is_none() {
                 return Ok(false);
             }
         }

@@ -134,7 +134,7 @@ fn is_good(directory: &Directory, pack: PackId, entry: &PackEntry) -> bool {
     let read = || {
         let mut stored = vec![0; entry.stored as usize];
         File::open(directory.pack(pack))?.read_exact_at(&mut stored, u64::from(entry.offset))?;
-        Ok::<_, std::io::Error>(decompress(&mut Decompressor::new()?, entry, &stored))
+        Ok::<_, std::io::Error>(decompress(Decompressor::new()?, entry, stored).0)
     };
     matches!(read(), Ok(Some(_)))
 }

@@ -23,7 +23,7 @@ struct State {
 }
 
 struct Cached {
-    bytes: Arc<Vec<u8>>,
+    bytes: Arc<[u8]>,
     was_asked_for: bool,
 }
 
@@ -43,8 +43,8 @@ impl ChunkCache {
     pub(super) fn get_or_read<E>(
         &self,
         id: &ChunkId,
-        read: impl FnOnce() -> Result<Arc<Vec<u8>>, E>,
-    ) -> Result<Arc<Vec<u8>>, E> {
+        read: impl FnOnce() -> Result<Arc<[u8]>, E>,
+    ) -> Result<Arc<[u8]>, E> {
         let turn = match self.get_or_wait(id) {
             Ok(bytes) => return Ok(bytes),
             Err(turn) => turn,
@@ -55,7 +55,7 @@ impl ChunkCache {
         Ok(bytes)
     }
 
-    fn get_or_wait(&self, id: &ChunkId) -> Result<Arc<Vec<u8>>, Turn<'_>> {
+    fn get_or_wait(&self, id: &ChunkId) -> Result<Arc<[u8]>, Turn<'_>> {
         let mut state = self.state();
         loop {
             if let Some(bytes) = state.get(id) {
@@ -68,7 +68,7 @@ impl ChunkCache {
         }
     }
 
-    fn put(&self, id: ChunkId, bytes: Arc<Vec<u8>>) {
+    fn put(&self, id: ChunkId, bytes: Arc<[u8]>) {
         let mut state = self.state();
         let len = bytes.len();
         if state.chunks.insert(id, Cached { bytes, was_asked_for: false }).is_none() {
@@ -91,7 +91,7 @@ impl Drop for Turn<'_> {
 }
 
 impl State {
-    fn get(&mut self, id: &ChunkId) -> Option<Arc<Vec<u8>>> {
+    fn get(&mut self, id: &ChunkId) -> Option<Arc<[u8]>> {
         let cached = self.chunks.get_mut(id)?;
         cached.was_asked_for = true;
         Some(cached.bytes.clone())
@@ -125,9 +125,9 @@ mod tests {
     #[test]
     fn the_cache_stays_within_its_limit_and_keeps_what_is_asked_for() {
         let cache = ChunkCache::new(300);
-        (0..3).for_each(|of| cache.put(id(of), Arc::new(vec![of; 100])));
+        (0..3).for_each(|of| cache.put(id(of), Arc::from([of; 100])));
         assert!(cache.state().get(&id(0)).is_some());
-        cache.put(id(3), Arc::new(vec![3; 100]));
+        cache.put(id(3), Arc::from([3; 100]));
         assert!(cache.state().get(&id(1)).is_none(), "the oldest that nobody asked for went");
         assert!([0, 2, 3].iter().all(|of| cache.state().get(&id(*of)).is_some()));
         assert_eq!(cache.state().len_bytes, 300);
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn a_chunk_larger_than_the_limit_is_not_kept() {
         let cache = ChunkCache::new(10);
-        cache.put(id(1), Arc::new(vec![1; 11]));
+        cache.put(id(1), Arc::from([1; 11]));
         assert!(cache.state().get(&id(1)).is_none());
     }
 
@@ -147,10 +147,10 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     barrier.wait();
-                    let read = || -> Result<Arc<Vec<u8>>, Infallible> {
+                    let read = || -> Result<Arc<[u8]>, Infallible> {
                         reads.fetch_add(1, Ordering::Relaxed);
                         std::thread::sleep(std::time::Duration::from_millis(100));
-                        Ok(Arc::new(vec![7; 10]))
+                        Ok(Arc::from([7; 10]))
                     };
                     assert_eq!(*cache.get_or_read(&id(7), read).unwrap(), [7; 10]);
                 });
@@ -165,6 +165,6 @@ mod tests {
         assert_eq!(cache.get_or_read(&id(1), || Err("no")), Err("no"));
         let panics = || cache.get_or_read(&id(1), || -> Result<_, ()> { panic!("a read that panics") });
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
-        assert!(cache.get_or_read(&id(1), || Ok::<_, ()>(Arc::new(vec![1; 5]))).is_ok());
+        assert!(cache.get_or_read(&id(1), || Ok::<_, ()>(Arc::from([1; 5]))).is_ok());
     }
 }

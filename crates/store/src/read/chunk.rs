@@ -22,13 +22,7 @@ pub(crate) struct ChunkReader {
     cache: ChunkCache,
     open: Mutex<HashMap<PackId, Arc<File>>>,
     /// Those that no thread uses.
-    tools: Mutex<Vec<Tools>>,
-}
-
-/// What a thread needs to read a chunk. Kept: fresh memory costs more than what is done in it.
-struct Tools {
-    decompressor: Decompressor<'static>,
-    stored: Vec<u8>,
+    decompressors: Mutex<Vec<Decompressor<'static>>>,
 }
 
 /// Why there is no chunk.
@@ -46,8 +40,8 @@ impl From<FileError> for Failure {
 
 impl Inner {
     /// A chunk, which must be this long. What is returned was checked against its id.
-    pub(super) fn chunk(&self, id: &ChunkId, raw_len: usize) -> Result<Arc<Vec<u8>>, Failure> {
-        let bytes = self.chunks.cache.get_or_read(id, || self.read_where_it_lies(id, raw_len).map(Arc::new))?;
+    pub(super) fn chunk(&self, id: &ChunkId, raw_len: usize) -> Result<Arc<[u8]>, Failure> {
+        let bytes = self.chunks.cache.get_or_read(id, || self.read_where_it_lies(id, raw_len).map(Arc::from))?;
         // Were it of another length, two chunks would have one id.
         if bytes.len() == raw_len { Ok(bytes) } else { Err(Failure::Missing) }
     }
@@ -97,24 +91,25 @@ impl Inner {
     fn read_at(&self, place: Place) -> Result<Vec<u8>, Failure> {
         let Place { pack, entry } = place;
         let file = self.chunks.open(&self.directory, pack)?;
-        let failed = |what, error| FileError::io(what, &self.directory.pack(pack), error);
-        let mut tools = self.chunks.tools().map_err(|error| failed("decompress", error))?;
-        let Tools { decompressor, stored } = &mut tools;
-        stored.resize(entry.stored as usize, 0);
-        match file.read_exact_at(stored, u64::from(entry.offset)) {
+        let mut stored = vec![0; entry.stored as usize];
+        match file.read_exact_at(&mut stored, u64::from(entry.offset)) {
             Ok(()) => (),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(Failure::Damaged(pack)),
-            Err(error) => return Err(failed("read", error).into()),
+            Err(error) => return Err(FileError::io("read", &self.directory.pack(pack), error).into()),
         }
-        let bytes = decompress(decompressor, &entry, stored);
-        self.chunks.give_back(tools);
+        let decompressor = self
+            .chunks
+            .decompressor()
+            .map_err(|error| FileError::io("decompress", &self.directory.pack(pack), error))?;
+        let (bytes, decompressor) = decompress(decompressor, &entry, stored);
+        self.chunks.give_back(decompressor);
         bytes.ok_or(Failure::Damaged(pack))
     }
 }
 
 impl ChunkReader {
     pub(crate) fn new(cache_bytes: usize) -> Self {
-        Self { cache: ChunkCache::new(cache_bytes), open: Mutex::default(), tools: Mutex::default() }
+        Self { cache: ChunkCache::new(cache_bytes), open: Mutex::default(), decompressors: Mutex::default() }
     }
 
     fn open(&self, directory: &Directory, pack: PackId) -> Result<Arc<File>, FileError> {
@@ -144,13 +139,13 @@ impl ChunkReader {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, file| has_a_name(file));
     }
 
-    fn tools(&self) -> io::Result<Tools> {
-        let spare = self.tools.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        spare.map_or_else(|| Ok(Tools { decompressor: Decompressor::new()?, stored: Vec::new() }), Ok)
+    fn decompressor(&self) -> io::Result<Decompressor<'static>> {
+        let spare = self.decompressors.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        spare.map_or_else(Decompressor::new, Ok)
     }
 
-    fn give_back(&self, tools: Tools) {
-        self.tools.lock().unwrap_or_else(PoisonError::into_inner).push(tools);
+    fn give_back(&self, decompressor: Decompressor<'static>) {
+        self.decompressors.lock().unwrap_or_else(PoisonError::into_inner).push(decompressor);
     }
 }
 
@@ -158,11 +153,16 @@ fn has_a_name(file: &Arc<File>) -> bool {
     file.metadata().is_ok_and(|metadata| metadata.nlink() > 0)
 }
 
-/// The bytes of a chunk, of which these are `stored`, if they are those that its id names.
-pub(crate) fn decompress(decompressor: &mut Decompressor<'_>, entry: &PackEntry, stored: &[u8]) -> Option<Vec<u8>> {
+/// The bytes of a chunk, if they are those that its id names. Gives the decompressor back.
+pub(crate) fn decompress<'d>(
+    mut decompressor: Decompressor<'d>,
+    entry: &PackEntry,
+    stored: Vec<u8>,
+) -> (Option<Vec<u8>>, Decompressor<'d>) {
     let raw = match entry.stored == entry.raw {
-        true => stored.to_vec(),
-        false => decompressor.decompress(stored, entry.raw as usize).ok()?,
+        true => Some(stored),
+        false => decompressor.decompress(&stored, entry.raw as usize).ok(),
     };
-    (raw.len() == entry.raw as usize && ChunkId::of(&raw) == entry.id).then_some(raw)
+    let is_it = |raw: &Vec<u8>| raw.len() == entry.raw as usize && ChunkId::of(raw) == entry.id;
+    (raw.filter(is_it), decompressor)
 }

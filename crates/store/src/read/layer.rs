@@ -99,7 +99,7 @@ impl Layer {
         each: &mut impl FnMut(Page, u32, &[u8]),
     ) -> Result<(), ReadError> {
         let has_data = bits.clone().any(|bit| span.page(bit) == Page::Data);
-        let chunk = if has_data { self.read_span(span)? } else { Arc::default() };
+        let chunk = if has_data { self.read_span(span)? } else { Arc::from([]) };
         let mut bit = bits.start;
         while bit < bits.end {
             let what = span.page(bit);
@@ -115,8 +115,8 @@ impl Layer {
     }
 
     /// Reads all pages of a span that have data, one after the other; no bytes where none has.
-    pub fn read_span(&self, span: &Span) -> Result<Arc<Vec<u8>>, ReadError> {
-        let Some(chunk) = span.chunk else { return Ok(Arc::default()) };
+    pub fn read_span(&self, span: &Span) -> Result<Arc<[u8]>, ReadError> {
+        let Some(chunk) = span.chunk else { return Ok(Arc::from([])) };
         let read = || self.store.chunk(&chunk, span.raw_len());
         let failure = match (read(), &self.origin) {
             (Ok(bytes), _) => return Ok(bytes),

@@ -114,7 +114,9 @@ impl Intake {
         let pack = Pack::read(id, file).map_err(|why| IntakeError::format(&name, why))?;
         let mut decompressor = Decompressor::new().map_err(IntakeError::Decompress)?;
         for entry in &pack.index.entries {
-            if decompress(&mut decompressor, entry, pack.stored(entry)).is_none() {
+            let (raw, spare) = decompress(decompressor, entry, pack.stored(entry).to_vec());
+            decompressor = spare;
+            if raw.is_none() {
                 return Err(IntakeError::format(&name, FormatError::Field("chunk")));
             }
         }

@@ -10,7 +10,6 @@ use pando_wire::pages::{Answer, Ask, Description, MAX_EXPECTED, MAX_HELD, MAX_PA
 use pando_wire::saved::{MAX_PAGES_AT_ONCE, Machine};
 use std::error::Error;
 use std::io;
-use std::mem;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -149,14 +148,11 @@ impl Served {
 
 /// Gives an answer with bytes behind it, or the reason why there is none. Whether it is the answer.
 fn give(answers: &mut Answers<'_>, answer: impl FnOnce(&mut Vec<u8>) -> Result<Answer, ReadError>) -> io::Result<bool> {
-    let mut bytes = mem::take(&mut answers.room);
-    bytes.clear();
-    let given = match answer(&mut bytes) {
+    let mut bytes = Vec::new();
+    match answer(&mut bytes) {
         Ok(answer) => answers.give(&answer, &bytes).map(|()| true),
         Err(error) => answers.give(&Answer::Lost(chain(&error)), &[]).map(|()| false),
-    };
-    answers.room = bytes;
-    given
+    }
 }
 
 /// Opens a checkpoint that is in a bucket.

@@ -8,7 +8,7 @@ use pando_wire::control::Connection;
 use pando_wire::frame;
 use pando_wire::pages::{Answer, Ask, Remote, Serve, urgent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::io::{self, IoSlice, Write};
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -63,8 +63,6 @@ pub(super) struct Answers<'c> {
     connection: &'c mut UnixStream,
     /// Whoever is at the other end has it.
     turn: Option<Turn>,
-    /// For bytes behind an answer. Kept from one to the next: fresh memory costs more than to read into it.
-    pub(super) room: Vec<u8>,
 }
 
 impl Answers<'_> {
@@ -90,23 +88,11 @@ impl Answers<'_> {
 
     /// Sends one, and the bytes behind it.
     pub(super) fn give(&mut self, answer: &Answer, bytes: &[u8]) -> io::Result<()> {
-        write_both(self.connection, &frame::encode(answer)?, bytes)
+        // In one piece: whoever waits for it is woken once.
+        let mut whole = frame::encode(answer)?;
+        whole.extend_from_slice(bytes);
+        self.connection.write_all(&whole)
     }
-}
-
-/// Writes both in one piece, where that can be: whoever waits for them is woken once.
-fn write_both(to: &mut impl Write, head: &[u8], bytes: &[u8]) -> io::Result<()> {
-    let mut both = [IoSlice::new(head), IoSlice::new(bytes)];
-    let mut left = &mut both[..];
-    while left.iter().any(|slice| !slice.is_empty()) {
-        match to.write_vectored(left) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => IoSlice::advance_slices(&mut left, written),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 /// Answers until the connection is closed.
@@ -114,7 +100,7 @@ fn serve(
     connection: &mut UnixStream,
     mut answer: impl FnMut(&Ask, &mut Answers<'_>) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut answers = Answers { connection, turn: None, room: Vec::new() };
+    let mut answers = Answers { connection, turn: None };
     while let Some(ask) = frame::read(answers.connection)? {
         answer(&ask, &mut answers)?;
     }
