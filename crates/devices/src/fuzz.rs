@@ -59,8 +59,10 @@ pub fn fuzz_net(data: &[u8]) {
         let memory = memory(data);
         let mut net = net();
         net.activate(features);
+        let mut queues = [0, 0x300, 0x600].map(queue);
+        queues.iter_mut().for_each(|queue| queue.set_event_idx(features != 0));
         // It ends with what there is.
-        let _ = net.process(&mut [queue(0), queue(0x300), queue(0x600)], &memory);
+        let _ = net.process(&mut queues, &memory);
         net.reset();
     }
 }

@@ -1,8 +1,8 @@
 //! Virtio 1.2 devices behind the memory-mapped transport.
 //!
-//! Notifications are hints: [`VirtioDevice::process`] looks at every queue, so none that is pending needs to be saved,
-//! and none is ever suppressed, so a pass over a queue may end after what it found at its start: whatever a driver adds
-//! during it, it also announces. That bounds every call by the queues' sizes, however fast a guest adds.
+//! Notifications are hints: [`VirtioDevice::process`] looks at every queue, so none that is pending needs to be saved. A
+//! pass over a queue may end after what it found at its start: of whatever a driver adds during it, it also notifies, unless
+//! the device is not waiting for that. That bounds every call by the queues' sizes, however fast a guest adds.
 
 mod chain; // what a driver put in a queue, checked
 mod queue; // one pass over a queue

@@ -6,7 +6,7 @@
 //! ```
 #![allow(clippy::unwrap_used, dead_code, reason = "for tests and fuzz targets only")]
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -46,6 +46,8 @@ struct DriverQueue {
     size: u16,
     next_descriptor: u16,
     offered: u16,
+    /// So much of that the driver has thought of notifying of.
+    considered: u16,
     taken: u16,
 }
 
@@ -202,12 +204,74 @@ impl Driver {
         self.memory.write_obj(index, GuestAddress(rings_at(queue) + AVAILABLE_AT + 2)).unwrap();
     }
 
+    /// Goes on as a driver that has offered so many chains before, and got all of them back.
+    pub(crate) fn begin_at(&mut self, queue: usize, position: u16) {
+        let state = &mut self.queues[queue];
+        (state.offered, state.considered, state.taken) = (position, position, position);
+        for index in [AVAILABLE_AT + 2, USED_AT + 2, self.used_event_at(queue), self.avail_event_at(queue)] {
+            self.memory.write_obj(position, GuestAddress(rings_at(queue) + index)).unwrap();
+        }
+    }
+
+    /// Takes back the chain that was offered last. What this returns offers it again: in the midst of a pass, for one.
+    pub(crate) fn withhold(&self, queue: usize) -> Box<dyn FnOnce() + Send> {
+        let (memory, offered) = (self.memory.clone(), self.queues[queue].offered);
+        let at = GuestAddress(rings_at(queue) + AVAILABLE_AT + 2);
+        memory.write_obj(offered.wrapping_sub(1), at).unwrap();
+        Box::new(move || memory.store(offered, at, Ordering::Release).unwrap())
+    }
+
+    /// Whether the device asks to be notified of what was offered since this was asked last, where `VIRTIO_F_EVENT_IDX` was
+    /// accepted.
+    pub(crate) fn must_notify(&mut self, queue: usize) -> bool {
+        fence(Ordering::SeqCst);
+        let event = self.avail_event(queue);
+        let state = &mut self.queues[queue];
+        let added = state.offered.wrapping_sub(state.considered);
+        state.considered = state.offered;
+        state.offered.wrapping_sub(event).wrapping_sub(1) < added
+    }
+
+    /// The position from which on the device wants notifications.
+    pub(crate) fn avail_event(&self, queue: usize) -> u16 {
+        self.memory.load(GuestAddress(rings_at(queue) + self.avail_event_at(queue)), Ordering::Relaxed).unwrap()
+    }
+
+    /// Asks for an interrupt when the chain of `position` is given back, where `VIRTIO_F_EVENT_IDX` was accepted.
+    pub(crate) fn interrupt_at(&self, queue: usize, position: u16) {
+        let at = GuestAddress(rings_at(queue) + self.used_event_at(queue));
+        self.memory.store(position, at, Ordering::Relaxed).unwrap();
+    }
+
+    /// Writes what only the device has to.
+    pub(crate) fn notify_at(&self, queue: usize, position: u16) {
+        let at = GuestAddress(rings_at(queue) + self.avail_event_at(queue));
+        self.memory.store(position, at, Ordering::Relaxed).unwrap();
+    }
+
+    /// Asks for an interrupt for the next chain that is given back. Whether it is still to come.
+    pub(crate) fn may_sleep(&self, queue: usize) -> bool {
+        self.interrupt_at(queue, self.queues[queue].taken);
+        fence(Ordering::SeqCst);
+        let at = GuestAddress(rings_at(queue) + USED_AT + 2);
+        self.memory.load::<u16>(at, Ordering::Acquire).unwrap() == self.queues[queue].taken
+    }
+
+    fn used_event_at(&self, queue: usize) -> u64 {
+        AVAILABLE_AT + 4 + 2 * u64::from(self.queues[queue].size)
+    }
+
+    fn avail_event_at(&self, queue: usize) -> u64 {
+        USED_AT + 4 + 8 * u64::from(self.queues[queue].size)
+    }
+
     /// Asks not to be interrupted, or to be.
     pub(crate) fn silence(&self, queue: usize, silent: bool) {
         self.memory.write_obj(u16::from(silent), GuestAddress(rings_at(queue) + AVAILABLE_AT)).unwrap();
     }
 
-    /// The next chain that the device gave back: its head, and how much was written.
+    /// The next chain that the device gave back: its head, and how much was written. Asks for an interrupt for the one after
+    /// it, as Linux does.
     pub(crate) fn take(&mut self, queue: usize) -> Option<(u32, u32)> {
         let ring = rings_at(queue) + USED_AT;
         let index: u16 = self.memory.load(GuestAddress(ring + 2), Ordering::Acquire).unwrap();
@@ -217,6 +281,8 @@ impl Driver {
         }
         let slot = GuestAddress(ring + 4 + 8 * u64::from(state.taken % state.size));
         state.taken = state.taken.wrapping_add(1);
+        let taken = state.taken;
+        self.interrupt_at(queue, taken);
         let used: u64 = self.memory.read_obj(slot).unwrap();
         Some((used as u32, (used >> 32) as u32))
     }

@@ -119,7 +119,7 @@ impl<D: VirtioDevice> Transport<D> {
         let mut transport = Self::with(device, queues, registers);
         transport.live.set_interrupt_status(state.interrupt_status);
         if transport.registers.is_running() {
-            transport.device.activate(registers.driver_features);
+            transport.activate();
         }
         Ok(transport)
     }
@@ -186,7 +186,7 @@ fn queue_state(ring: RingState, max_size: u16) -> QueueState {
         max_size,
         next_avail: ring.next_available,
         next_used: ring.next_used,
-        event_idx_enabled: false, // Never offered.
+        event_idx_enabled: false, // As the driver's features say, when the device is activated.
         size: ring.size,
         ready: ring.ready,
         desc_table: ring.descriptor_table,

@@ -3,6 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
@@ -181,10 +182,18 @@ impl<D: VirtioDevice> Transport<D> {
             self.device.reset();
         }
         if added & status::DRIVER_OK != 0 && self.registers.is_running() {
-            self.device.activate(self.registers.driver_features);
+            self.activate();
             return Effect::Notify;
         }
         Effect::None
+    }
+
+    /// The driver is ready: queues and device go by what it has accepted.
+    pub(super) fn activate(&mut self) {
+        let features = self.registers.driver_features;
+        let has_events = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        self.queues.iter_mut().for_each(|queue| queue.set_event_idx(has_events));
+        self.device.activate(features);
     }
 
     fn reset(&mut self) {

@@ -19,6 +19,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
 };
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 
@@ -210,7 +211,7 @@ impl<T: TapQueue> Net<T> {
     }
 
     /// Has the tap's queue of `pair` tell once more whether it has frames.
-    pub(super) fn watch_again(&mut self, pair: usize) -> Result<(), DeviceError> {
+    pub(super) fn watch_again(&self, pair: usize) -> Result<(), DeviceError> {
         epoll::modify(&self.epoll, &self.ends[pair].tap, EventData::new_u64(pair as u64), EDGES)
             .map_err(|error| DeviceError::Host { what: "watch the tap", source: error.into() })
     }
@@ -280,6 +281,7 @@ impl<T: TapQueue> VirtioDevice for Net<T> {
     fn features(&self) -> u64 {
         let several = u64::from(self.max_queue_pairs > 1) << VIRTIO_NET_F_MQ;
         COMMON_FEATURES
+            | 1 << VIRTIO_RING_F_EVENT_IDX
             | several
             | 1 << VIRTIO_NET_F_MAC
             | 1 << VIRTIO_NET_F_STATUS

@@ -18,13 +18,16 @@
 //! it waits, and all behind it. What arrives is dropped where the driver has buffers, but none for so long a frame;
 //! where it has none at all, it waits in the tap, which drops what is more than its queue (`txqueuelen`).
 //!
+//! Both sides say of which chain they want to hear next (`VIRTIO_F_EVENT_IDX`): a notification of receive buffers is asked
+//! for only when there are none, and one of frames to send once per call.
+//!
 //! Between two calls of `process` no frame is under way, so nothing about them needs saving. A card that is restored has
 //! another tap, or none: then its link is down, nothing arrives, and what is sent goes nowhere. With one, a driver that
 //! can is asked to announce itself, so that the other end learns its address.
 //!
 //! Limits: [`MAX_QUEUE_PAIRS`] pairs of queues of 256; frames of [`MAX_FRAME_BYTES`]; one call sends and receives at most
 //! 256 frames per queue, and ends between two when it is told to. Not offered: filters of addresses and VLANs, the change
-//! of the address, receive-side scaling, and events instead of interrupts.
+//! of the address, and receive-side scaling.
 
 mod control; // what a driver asks of the card as a whole
 mod counters; // what became of frames

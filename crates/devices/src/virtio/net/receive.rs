@@ -9,7 +9,7 @@ use std::io;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_MRG_RXBUF,
 };
-use virtio_queue::{Queue, QueueOwnedT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::device::Net;
@@ -39,13 +39,14 @@ impl<T: TapQueue> Net<T> {
         if !self.ends.get(pair).is_some_and(|end| end.has_frames) {
             return Ok(false);
         }
-        let mut lent = Lent { chains: VecDeque::new(), room: 0, left: queue::available(queue, memory)? };
-        let mut has_received = false;
+        let before = queue.next_used();
+        let mut lent = Lent { chains: VecDeque::new(), room: 0, left: queue::available_quietly(queue, memory)? };
         let mut attempts = QUEUE_SIZE;
         while self.goes_on() && self.ends[pair].has_frames {
             lent.take(self.room_needed(), queue, memory)?;
             if lent.chains.is_empty() {
-                break; // The driver tells when there are more.
+                self.wait_for_buffers(pair, queue, memory)?;
+                break;
             }
             if attempts == 0 {
                 self.watch_again(pair)?; // Frames that find no place take no buffers, so there may be any number.
@@ -56,12 +57,20 @@ impl<T: TapQueue> Net<T> {
             let used = lent.fill(len, has(self.features, VIRTIO_NET_F_GUEST_CSUM))?;
             queue::give_back_together(queue, memory, &used)?;
             self.counters.received += 1;
-            has_received = true;
         }
         for _ in &lent.chains {
             queue.go_to_previous_position();
         }
-        Ok(has_received && queue::wants_interrupt(queue, memory)?)
+        queue::wants_interrupt(queue, memory, before)
+    }
+
+    /// Has the driver tell when it lends more. Until now it had no need to: what it has lent meanwhile is there for another
+    /// call.
+    fn wait_for_buffers(&self, pair: usize, queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<(), DeviceError> {
+        if queue::available(queue, memory)? > 0 {
+            self.watch_again(pair)?;
+        }
+        Ok(())
     }
 
     /// Bytes that the next frame may have, with its header. A driver that does not merge buffers has each of them so long.

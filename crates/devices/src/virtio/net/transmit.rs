@@ -2,7 +2,7 @@
 
 use std::io;
 
-use virtio_queue::{Queue, QueueOwnedT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::device::Net;
@@ -33,7 +33,7 @@ impl<T: TapQueue> Net<T> {
         queue: &mut Queue,
         memory: &GuestMemoryMmap,
     ) -> Result<bool, DeviceError> {
-        let mut has_sent = false;
+        let before = queue.next_used();
         for _ in 0..queue::available(queue, memory)? {
             if !self.goes_on() || self.ends.get(pair).is_some_and(|end| !end.has_room) {
                 break;
@@ -46,9 +46,8 @@ impl<T: TapQueue> Net<T> {
                     break;
                 }
             }
-            has_sent = true;
         }
-        Ok(has_sent && queue::wants_interrupt(queue, memory)?)
+        queue::wants_interrupt(queue, memory, before)
     }
 
     fn send(&mut self, pair: usize, chain: &Chain<'_>) -> Result<Sent, DeviceError> {

@@ -65,11 +65,12 @@ impl Announcement {
         if chain.writable_len() < TRANSPORT_RESET.len() {
             return Err(DeviceError::NoRoom("an event"));
         }
+        let before = events.next_used();
         chain.write_at(0, &TRANSPORT_RESET)?;
         queue::give_back(events, memory, chain.head(), TRANSPORT_RESET.len() as u32)?;
         self.answer_at = Some(self.answer_at.unwrap_or(available).wrapping_add(1));
         self.due = false;
-        queue::wants_interrupt(events, memory)
+        queue::wants_interrupt(events, memory, before)
     }
 }
 

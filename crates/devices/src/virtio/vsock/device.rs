@@ -12,7 +12,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
-use virtio_queue::{Queue, QueueOwnedT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::announcement::Announcement;
@@ -274,7 +274,7 @@ impl Vsock {
     fn deliver(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<bool, DeviceError> {
         let mut data = std::mem::take(&mut self.data);
         data.resize(MAX_PACKET_BYTES.max(data.len()), 0);
-        let mut delivered = false;
+        let before = queue.next_used();
         for _ in 0..queue::available(queue, memory)? {
             if self.resets.is_empty() && self.talkers.is_empty() {
                 break;
@@ -290,10 +290,9 @@ impl Vsock {
             chain.write_at(0, &header.to_bytes())?;
             chain.write_at(HEADER_BYTES, &data[..len])?;
             queue::give_back(queue, memory, chain.head(), (HEADER_BYTES + len) as u32)?;
-            delivered = true;
         }
         self.data = data;
-        Ok(delivered && queue::wants_interrupt(queue, memory)?)
+        queue::wants_interrupt(queue, memory, before)
     }
 
     /// The next packet for the guest: RSTs first, then every connection in turn.

@@ -1,6 +1,24 @@
 //! Whatever a driver says.
 
 use super::*;
+use crate::virtio::DeviceError;
+
+#[test]
+fn rings_whose_events_are_outside_memory_stop_the_device() {
+    let (available, used) = (4 + 2 * u64::from(QUEUE_SIZE), 4 + 8 * u64::from(QUEUE_SIZE));
+    for (register, len) in [(0x90, available), (0xa0, used)] {
+        let (mut machine, _wire) = wired();
+        machine.driver.negotiate(&mut machine.transport, u64::MAX);
+        machine.driver.set_up_queue(&mut machine.transport, TX, QUEUE_SIZE);
+        let _ = write32(&mut machine.transport, 0x44, 0);
+        let _ = write32(&mut machine.transport, register, (testing::MEMORY_BYTES - len) as u32);
+        let _ = write32(&mut machine.transport, 0x44, 1);
+        let _ = write32(&mut machine.transport, 0x70, 15);
+        machine.transport.process(&machine.driver.memory);
+        let error = machine.transport.take_error();
+        assert!(matches!(error, Some(DeviceError::QueueOutsideMemory { index: TX })), "{error:?}");
+    }
+}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
@@ -25,6 +43,20 @@ proptest! {
         machine.say(0, &[&NOTHING, &frame(MAC, 60)]);
         machine.run();
         prop_assert_eq!(&next(&mut far).unwrap()[10..], &frame(MAC, 60)[..]);
+    }
+
+    /// Numbers that say when to notify and to interrupt, each side's.
+    #[test]
+    fn whatever_a_driver_writes_behind_its_rings_every_frame_is_sent(events in prop::collection::vec(any::<(u16, u16)>(), 1..20)) {
+        let (mut machine, wire) = wired();
+        for (used_event, avail_event) in &events {
+            machine.driver.interrupt_at(TX, *used_event);
+            machine.driver.notify_at(TX, *avail_event);
+            machine.say(0, &[&NOTHING, &frame(MAC, 60)]);
+            machine.run();
+            machine.is_well();
+        }
+        prop_assert_eq!(wire.state().from_guest.len(), events.len());
     }
 
     /// Buffers that are many, small, or somewhere else.

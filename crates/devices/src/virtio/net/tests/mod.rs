@@ -4,6 +4,7 @@
 mod transmit; // from the driver
 mod receive; // to the driver
 mod agreed; // what both agree on
+mod events; // who tells whom, and when
 mod moved; // above another tap
 mod real; // real taps
 mod hostile; // whatever a driver says
@@ -35,6 +36,7 @@ const TX: usize = 1;
 const NO_MERGING: u64 = !(1 << 15);
 const NO_SEGMENTS: u64 = !(1 << 7 | 1 << 8 | 1 << 9);
 const NO_PAIRS: u64 = !(1 << 22);
+const NO_EVENTS: u64 = !(1 << 29);
 const LINK_UP: u16 = 1;
 const ANNOUNCE: u16 = 2;
 const ALL: Offloads = Offloads { checksum: true, tso4: true, tso6: true, ecn: true };
@@ -56,6 +58,10 @@ struct Waiting {
     attached: Option<bool>,
     attaching_fails: bool,
     offloads: Option<Offloads>,
+    /// What the guest does while the next frame goes through.
+    meanwhile: Option<Box<dyn FnOnce() + Send>>,
+    /// What is sent comes back.
+    is_loop: bool,
 }
 
 impl Wire {
@@ -75,6 +81,14 @@ impl Wire {
     fn arrives(&self, frame: &[u8]) {
         self.state().to_guest.push_back(Ok([&[0; HEADER_BYTES][..], frame].concat()));
         self.edge();
+    }
+
+    /// A frame goes through.
+    fn passes(&self) {
+        let meanwhile = self.state().meanwhile.take();
+        if let Some(act) = meanwhile {
+            act();
+        }
     }
 }
 
@@ -101,6 +115,7 @@ impl TapQueue for Wire {
 
     fn read(&mut self, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
         let frame = self.state().to_guest.pop_front().ok_or(ErrorKind::WouldBlock)??;
+        self.passes();
         let mut rest = &frame[..];
         for buffer in buffers {
             let (now, later) = rest.split_at(rest.len().min(buffer.len()));
@@ -120,7 +135,12 @@ impl TapQueue for Wire {
             slice.copy_to(&mut bytes);
             frame.extend(bytes);
         }
-        self.state().from_guest.push(frame);
+        self.passes();
+        if self.state().is_loop {
+            self.arrives(&frame[HEADER_BYTES..]);
+        } else {
+            self.state().from_guest.push(frame);
+        }
         Ok(())
     }
 }
@@ -299,7 +319,7 @@ fn a_driver_finds_its_address_its_link_and_what_the_card_can() {
     machine.transport.read(0x100, &mut config);
     assert_eq!(config, [2, 1, 2, 3, 4, 5, 1, 0, 3, 0, 0xdc, 5, 0, 0]);
     let _ = write32(&mut machine.transport, 0x14, 0);
-    let bits = [0, 1, 3, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 21, 22, 28];
+    let bits = [0, 1, 3, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 21, 22, 28, 29];
     assert_eq!(read32(&mut machine.transport, 0x10), bits.iter().map(|bit| 1 << bit).sum::<u32>());
     let one = Net::new(spec(1), wires(1), Arc::default()).unwrap();
     assert_eq!(VirtioDevice::features(&one) >> 22 & 1, 0, "one pair is not several");
