@@ -57,6 +57,12 @@ const LONG: [&str; 4] = ["oracle", REAL_PROGRAMS, "powercut", "memory"];
 const MEMORY_MIB: &str = "8192";
 /// Tells the tests that nobody else uses the host: they may set its clock.
 const OWN_HOST: &str = "PANDO_TESTS_OWN_HOST";
+/// What excuses a test program once: a test that this ends prints its guest's console. QEMU injects a guest's interrupt
+/// (`helper_vmrun`, `SVM_EVTINJ_TYPE_INTR`) and leaves its number as a pending exception, which is delivered as well if
+/// somebody wants that CPU's attention before the next exit. Where the second one comes at the first instruction of the first
+/// one's handler, the guest still has its program's GS: each fault there is another one, until the entry stack is full, at this
+/// place. No KVM with hardware does that. It is one guest in some hundreds; what is our fault happens again.
+const EXCUSE: &str = "RIP: 0010:error_entry+0x10/";
 /// How long one test program may take in it: one that hangs is named, and those behind it still run.
 const LIMIT_SECONDS: &str = "2400";
 
@@ -190,7 +196,11 @@ fn command(Job { program, args }: &Job, variables: &[(&str, PathBuf)]) -> Comman
 fn emulated(pando: &Path, jobs: &[Job], natively: &[Job], variables: &[(&str, PathBuf)]) -> Result<(), TaskError> {
     eprintln!("no hardware KVM here: tests with Linux guests run in emulated hosts, which takes its time");
     let mut tasks = jobs.iter().map(|job| in_host(pando, job, variables)).collect::<Result<Vec<_>, _>>()?;
-    tasks.extend(natively.iter().map(|job| Task { name: job.program.name.clone(), command: command(job, variables) }));
+    tasks.extend(natively.iter().map(|job| Task {
+        name: job.program.name.clone(),
+        command: command(job, variables),
+        excuse: Some(EXCUSE),
+    }));
     tasks.sort_by_key(|task| LONGEST_FIRST.iter().position(|name| *name == task.name));
     queue::run(tasks, HOSTS)
 }
@@ -210,5 +220,5 @@ fn in_host(pando: &Path, job: &Job, variables: &[(&str, PathBuf)]) -> Result<Tas
     command.arg(&job.program.path).args(&job.args);
     // The host's own kernel is in the cache folder as well; root's usual one is the system's.
     command.envs(variables.iter().map(|(name, value)| (name, value)));
-    Ok(Task { name: name.clone(), command })
+    Ok(Task { name: name.clone(), command, excuse: Some(EXCUSE) })
 }

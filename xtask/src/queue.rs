@@ -13,6 +13,8 @@ pub(crate) struct Task {
     /// What its lines begin with.
     pub(crate) name: String,
     pub(crate) command: Command,
+    /// What excuses it once: if it fails and a line of it has this, it runs once more.
+    pub(crate) excuse: Option<&'static str>,
 }
 
 /// Runs all, in order, `at_once` of them side by side. Fails, after the last has ended, when one did, and names those.
@@ -21,8 +23,13 @@ pub(crate) fn run(tasks: Vec<Task>, at_once: usize) -> Result<(), TaskError> {
     let failed = Mutex::new(Vec::new());
     let take = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
     let work = || {
-        while let Some(Task { name, mut command }) = take() {
-            if !one(&name, &mut command) {
+        while let Some(Task { name, mut command, excuse }) = take() {
+            let mut ended = one(&name, &mut command, excuse);
+            if matches!(ended, Ended::Excused) {
+                eprintln!("[{name}] --- once more, because of: {}", excuse.unwrap_or_default());
+                ended = one(&name, &mut command, None);
+            }
+            if !matches!(ended, Ended::Well) {
                 failed.lock().unwrap_or_else(PoisonError::into_inner).push(name);
             }
         }
@@ -34,21 +41,33 @@ pub(crate) fn run(tasks: Vec<Task>, at_once: usize) -> Result<(), TaskError> {
     }
 }
 
+enum Ended {
+    Well,
+    Badly,
+    /// Badly, and with the excuse.
+    Excused,
+}
+
 /// Runs one, and says how that ended, and after how long.
-fn one(name: &str, command: &mut Command) -> bool {
+fn one(name: &str, command: &mut Command, excuse: Option<&str>) -> Ended {
     eprintln!("[{name}] $ {command:?}");
     let begun = Instant::now();
-    let ended = forward(name, command);
+    let mut is_excused = false;
+    let ended = forward(name, command, |line| is_excused |= excuse.is_some_and(|excuse| line.contains(excuse)));
     let seconds = begun.elapsed().as_secs();
     match &ended {
         Ok(status) => eprintln!("[{name}] --- {status}, {seconds} s"),
         Err(error) => eprintln!("[{name}] --- cannot be run: {error}"),
     }
-    ended.is_ok_and(|status| status.success())
+    match ended.is_ok_and(|status| status.success()) {
+        true => Ended::Well,
+        false if is_excused => Ended::Excused,
+        false => Ended::Badly,
+    }
 }
 
-/// Both of its streams become lines of our standard output: they belong together more than apart.
-fn forward(name: &str, command: &mut Command) -> io::Result<ExitStatus> {
+/// Both of its streams become lines of our standard output: they belong together more than apart. `look` sees each.
+fn forward(name: &str, command: &mut Command, mut look: impl FnMut(&str)) -> io::Result<ExitStatus> {
     let (reader, writer) = io::pipe()?;
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
     let mut child = command.spawn()?;
@@ -58,6 +77,7 @@ fn forward(name: &str, command: &mut Command) -> io::Result<ExitStatus> {
     let mut line = Vec::new();
     while reader.read_until(b'\n', &mut line)? > 0 {
         let text = String::from_utf8_lossy(&line);
+        look(&text);
         writeln!(io::stdout().lock(), "[{name}] {}", text.trim_end_matches('\n'))?;
         line.clear();
     }
@@ -72,7 +92,7 @@ mod tests {
     fn task(name: &str, script: &str) -> Task {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        Task { name: name.into(), command }
+        Task { name: name.into(), command, excuse: None }
     }
 
     /// Waits for a file, 10 s at most.
@@ -89,6 +109,24 @@ mod tests {
         assert_eq!(run(tasks, 1).unwrap_err().to_string(), "failed: one, two");
         assert!(ran.exists());
         run(vec![task("one", "true"), task("two", "echo said; echo so >&2")], 2).unwrap();
+    }
+
+    #[test]
+    fn what_has_an_excuse_runs_once_more_and_not_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let count = folder.path().join("count");
+        let runs = |says: &str, excuse, status: u8| {
+            let script =
+                format!("echo {says}; echo >> {0}; exit $(( $(wc -l < {0}) == 2 ? {status} : 1 ))", count.display());
+            let is_well = run(vec![Task { excuse, ..task("one", &script) }], 1).is_ok();
+            let runs = std::fs::read_to_string(&count).unwrap().len();
+            std::fs::remove_file(&count).unwrap();
+            (is_well, runs)
+        };
+        assert_eq!(runs("a storm came", Some("storm"), 0), (true, 2));
+        assert_eq!(runs("a storm came", Some("storm"), 1), (false, 2));
+        assert_eq!(runs("nothing came", Some("storm"), 0), (false, 1));
+        assert_eq!(runs("a storm came", None, 0), (false, 1));
     }
 
     #[test]
