@@ -57,11 +57,14 @@ const LONG: [&str; 4] = ["oracle", REAL_PROGRAMS, "powercut", "memory"];
 const MEMORY_MIB: &str = "8192";
 /// Tells the tests that nobody else uses the host: they may set its clock.
 const OWN_HOST: &str = "PANDO_TESTS_OWN_HOST";
-/// What excuses a test program once: a test that this ends prints its guest's console. QEMU injects a guest's interrupt
-/// (`helper_vmrun`, `SVM_EVTINJ_TYPE_INTR`) and leaves its number as a pending exception, which is delivered as well if
-/// somebody wants that CPU's attention before the next exit. Where the second one comes at the first instruction of the first
-/// one's handler, the guest still has its program's GS: each fault there is another one, until the entry stack is full, at this
-/// place. No KVM with hardware does that. It is one guest in some hundreds; what is our fault happens again.
+/// What excuses a test program once, in an emulated host: the place where a guest's kernel ends after it got an event at the
+/// first instruction of an interrupt's handler, while it still had its program's GS. Each fault there is another one, until the
+/// entry stack is full. A test that this ends prints its guest's console.
+///
+/// Why is read in QEMU's source, and was not reproduced: `helper_vmrun` delivers a guest's interrupt (`SVM_EVTINJ_TYPE_INTR`) and
+/// leaves its number as a pending exception, so that it is delivered again if somebody wants that CPU's attention before
+/// the next exit. A guest that had just booted ended so as well as one that woke. A fault of ours that delivers an event twice
+/// would look the same, and would show by how often this is said.
 const EXCUSE: &str = "RIP: 0010:error_entry+0x10/";
 /// How long one test program may take in it: one that hangs is named, and those behind it still run.
 const LIMIT_SECONDS: &str = "2400";

@@ -27,7 +27,7 @@ const MEMORY: u64 = 128 << 20;
 const LIMIT: Duration = Duration::from_secs(100);
 /// How long one is believed to take to be stored before one was.
 const FIRST_SAVE: Duration = Duration::from_secs(2);
-/// So many more cuts where all came before anything was stored: each has twice the time of the one before.
+/// So many more cuts where all came before anything was stored: each may come twice as late as the one before.
 const MORE: u32 = 8;
 /// With so many cuts, each kind of moment was hit.
 const MANY: u32 = 40;
@@ -69,8 +69,11 @@ fn toys_that_were_stored_survive_power_cuts_of_the_host_and_half_written_ones_ar
         let mut told = Round::default();
         run.stdout.lines().for_each(|line| told.hear(line, &mut stored));
         moments.count(&told);
-        // Where all cuts come too early, later ones come later.
-        longest = if told.stored > 0 { told.longest } else { longest * 2 };
+        longest = match told.stored {
+            0 if stored.is_empty() => longest * 2, // The first guess was too short.
+            0 => longest,
+            _ => told.longest,
+        };
         progress(format!("cut {cut} of {cuts} after {delay:?} of work, {:?} in all: {told:?}", run.took));
     }
     let each = start.elapsed() / cut;
