@@ -107,8 +107,10 @@ fn a_folder_goes_in_and_comes_back_as_it_was() {
 
 #[test]
 #[ignore = "needs a Linux guest: make test"]
-fn a_guest_knows_its_name_and_has_the_memory_and_cpus_asked_for() {
-    let vm = TestDaemon::shared().boot_with("sized", &["--memory", "512M", "--cpus", "2", "--disk", "16G"], &[]);
+fn a_guest_knows_its_name_and_has_the_memory_the_cpus_and_the_command_asked_for() {
+    let options = ["--memory", "512M", "--cpus", "2", "--disk", "16G"];
+    let vm = TestDaemon::shared().boot_with("sized", &options, &["sleep", "86400"]);
+    assert_ne!(vm.sh("pidof sleep; true"), "", "it runs before the VM is said to be up");
     assert_eq!(vm.sh("hostname"), "sized");
     assert_eq!(vm.sh("nproc"), "2");
     assert_eq!(vm.sh("cat /etc/machine-id"), vm.inspect().id.replace('-', ""));

@@ -74,19 +74,19 @@ fn serve() -> Result<std::convert::Infallible, String> {
 }
 
 /// Starts the VM's command. The VM stays when it ends, or could not be started: its files are still to be looked at.
-fn start(agent: &Arc<Agent>, command: Exec) {
-    let agent = Arc::clone(agent);
-    let thread = thread::Builder::new().name("command".into()).spawn(move || {
-        // The console is no terminal of its own.
-        match identity::on_console(&agent, &Exec { terminal: None, ..command }) {
-            Ok(child) => match child.exit.recv() {
-                Ok(exit) => say(format_args!("command {}", identity::describe(exit))),
-                Err(_) => say("command ended, and nobody saw how"),
-            },
-            Err(failure) => say(failure.message),
-        }
+///
+/// It runs before anybody is answered, so whoever looks at the VM, or forks it, as soon as it is up finds it there.
+fn start(agent: &Agent, command: Exec) {
+    // The console is no terminal of its own.
+    let child = match identity::on_console(agent, &Exec { terminal: None, ..command }) {
+        Ok(child) => child,
+        Err(failure) => return say(failure.message),
+    };
+    let thread = thread::Builder::new().name("command".into()).spawn(move || match child.exit.recv() {
+        Ok(exit) => say(format_args!("command {}", identity::describe(exit))),
+        Err(_) => say("command ended, and nobody saw how"),
     });
     if let Err(error) = thread {
-        say(format_args!("cannot start a thread for the command: {error}"));
+        say(format_args!("cannot start a thread that waits for the command: {error}"));
     }
 }
