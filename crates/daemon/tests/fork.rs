@@ -52,6 +52,21 @@ async fn what_the_first_child_wrote_is_expected_of_those_after_it() {
 }
 
 #[tokio::test]
+async fn a_child_that_is_too_busy_to_say_what_it_wrote_keeps_nobody_waiting_and_is_learned_from_later() {
+    let daemon = Daemon::start().await;
+    daemon.run("busy").await;
+    let before = Instant::now();
+    assert_eq!(daemon.fork("busy", &["first"]).await.expected_pages, 0);
+    assert!(before.elapsed() < Duration::from_secs(4), "{:?}", before.elapsed());
+    let mut count = 0;
+    eventually("it is learned", async || {
+        count += 1;
+        daemon.fork("busy", &[&format!("later-{count}")]).await.expected_pages > 0
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn one_of_ten_children_fails_and_nine_run() {
     let daemon = Daemon::start().await;
     daemon.run("base").await;

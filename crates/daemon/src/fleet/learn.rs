@@ -6,10 +6,11 @@
 //! ```
 //!
 //! Nothing depends on it: a child of which nothing is expected faults as it goes. Only the answer to a VM's first fork
-//! waits for it, so that what comes next finds it learned, and not for long.
+//! waits for it, so that what comes next finds it learned, and not for long: a host that is busy with the children of that
+//! fork lets its monitors answer later.
 
 use super::Fleet;
-use crate::monitor::{Monitor, MonitorError};
+use crate::monitor::{Monitor, MonitorError, SHORT};
 use pando_wire::control::{Request, Response};
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,9 +18,10 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use tokio::time::timeout;
 
-/// How long one of the two monitors may take.
-const LIMIT: Duration = Duration::from_millis(500);
+/// How long the answer to a first fork waits.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// VMs of which there is something to learn yet, and whose children it will be expected of.
 #[derive(Debug, Default)]
@@ -57,8 +59,16 @@ impl Fleet {
     /// `child` is ready, the first of its parent. What it has written until now is expected of its siblings, and once
     /// it has run a program, what it has written until then.
     pub(super) async fn learn_first(&self, parent: &str, child: &str) {
-        self.learn(parent, child).await;
-        self.0.lessons.give(child, parent);
+        let (fleet, parent, child) = (self.clone(), parent.to_owned(), child.to_owned());
+        let lesson = tokio::spawn(async move {
+            fleet.learn(&parent, &child).await;
+            fleet.0.lessons.give(&child, &parent);
+            if fleet.0.supervisor.live(&child).is_none() {
+                fleet.0.lessons.forget(&child); // It went before it had one to be forgotten.
+            }
+        });
+        // When this is over the task goes on.
+        let _ = timeout(PATIENCE, lesson).await;
     }
 
     /// A program in the VM `id` has ended.
@@ -79,7 +89,7 @@ impl Fleet {
         let Some(live) = self.0.supervisor.live(child) else { return Ok(()) };
         let pagemap = File::open(format!("/proc/{}/pagemap", live.pid()))?;
         let monitor = Monitor::connect(&self.0.paths.control_socket(child))?;
-        let Response::Touched(pages) = monitor.call(&Request::Touched, &[pagemap.as_fd()], LIMIT).await? else {
+        let Response::Touched(pages) = monitor.call(&Request::Touched, &[pagemap.as_fd()], SHORT).await? else {
             return Err(MonitorError::Confused.into());
         };
         if pages.0.is_empty() {
@@ -87,7 +97,7 @@ impl Fleet {
         }
         tracing::debug!(vm = child, pages = pages.pages(), "learned what its siblings will write");
         let monitor = Monitor::connect(&self.0.paths.control_socket(parent))?;
-        match monitor.call(&Request::Expect(pages), &[], LIMIT).await? {
+        match monitor.call(&Request::Expect(pages), &[], SHORT).await? {
             Response::Done => Ok(()),
             _ => Err(MonitorError::Confused.into()),
         }

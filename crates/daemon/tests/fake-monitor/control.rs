@@ -12,10 +12,13 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::thread::sleep;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What the journal of a disk says that was written to since it was flushed.
 const UNFLUSHED: &[u8] = b"journal";
+/// For how long one has something else to do.
+const BUSY: Duration = Duration::from_secs(5);
 /// In what is saved without a disk, ahead of the instant that the disk is of.
 const DISK_OF: &str = ", which is of ";
 
@@ -56,6 +59,9 @@ pub(crate) fn serve(monitor: &Arc<Monitor>, connection: Connection) {
             Request::Touched => {
                 let pagemap = descriptors.into_iter().next().unwrap();
                 assert!(File::from(pagemap).read_at(&mut [0; 8], 0).is_ok());
+                if monitor.name == "child of busy" {
+                    sleep(BUSY);
+                }
                 // Three pages, and one more each time that it is asked.
                 let mut state = monitor.state.lock().unwrap();
                 state.touched += 1;
