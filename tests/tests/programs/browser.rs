@@ -25,7 +25,7 @@ struct Browser {
 impl Browser {
     /// Shows `url`; what it keeps is in `folder`.
     fn show(url: &str, folder: &Path) -> Self {
-        // None of these but the first three is about what is tested: it would ask servers of its makers for this and that.
+        // Of the first ten only three are about what is tested: it would ask servers of its makers for this and that.
         let options = [
             "--headless",
             "--no-sandbox",
@@ -37,6 +37,10 @@ impl Browser {
             "--disable-background-networking",
             "--disable-component-update",
             "--disable-sync",
+            // The parent's page is hidden by the child's, and is to talk on as one that is seen.
+            "--disable-background-timer-throttling",
+            "--disable-backgrounding-occluded-windows",
+            "--disable-renderer-backgrounding",
         ];
         let process = Command::new("chromium")
             .args(options)
