@@ -25,7 +25,7 @@ struct Browser {
 impl Browser {
     /// Shows `url`; what it keeps is in `folder`.
     fn show(url: &str, folder: &Path) -> Self {
-        // Of the first ten only three are about what is tested: it would ask servers of its makers for this and that.
+        // The first three are about what is tested. Without the next seven it would ask servers of its makers for this and that.
         let options = [
             "--headless",
             "--no-sandbox",

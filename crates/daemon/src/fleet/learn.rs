@@ -5,9 +5,9 @@
 //!                           … and again once its first program has ended
 //! ```
 //!
-//! Nothing depends on it: a child of which nothing is expected faults as it goes. Only the answer to a VM's first fork
-//! waits for it, so that what comes next finds it learned, and not for long: a host that is busy with the children of that
-//! fork lets its monitors answer later.
+//! Nothing depends on it: a child of which nothing is expected faults as it goes. Only the answer to a fork for
+//! which nothing was expected waits for it, so that what comes next finds it learned, and not for long: a host that is busy
+//! with the children of that fork lets its monitors answer later.
 
 use super::Fleet;
 use crate::monitor::{Monitor, MonitorError, SHORT};
@@ -20,7 +20,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// How long the answer to a first fork waits.
+/// How long the answer to such a fork waits.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// VMs of which there is something to learn yet, and whose children it will be expected of.

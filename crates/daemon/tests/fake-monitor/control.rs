@@ -12,7 +12,6 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What the journal of a disk says that was written to since it was flushed.
@@ -60,7 +59,7 @@ pub(crate) fn serve(monitor: &Arc<Monitor>, connection: Connection) {
                 let pagemap = descriptors.into_iter().next().unwrap();
                 assert!(File::from(pagemap).read_at(&mut [0; 8], 0).is_ok());
                 if monitor.name == "child of busy" {
-                    sleep(BUSY);
+                    std::thread::sleep(BUSY);
                 }
                 // Three pages, and one more each time that it is asked.
                 let mut state = monitor.state.lock().unwrap();
