@@ -14,6 +14,7 @@ mod vm_state; // what of it a fork carries over
 mod vcpu; // one vCPU: running it and what it stops for
 mod vcpu_state; // what of it a fork carries over
 mod kick; // stopping a vCPU from another thread
+mod crew; // threads of a process that forks
 mod process; // fork(2) and what a child may keep
 mod threads; // what a process is at
 mod tap; // frames between a tap and guest memory
@@ -22,6 +23,7 @@ mod random; // the agent's: the kernel's random numbers
 mod userfault; // guest RAM that arrives lazily
 pub mod probe; // how fast this computer's KVM is
 
+pub use crew::{settle, spawn};
 pub use error::SysError;
 pub use huge::{is_huge, minor_faults};
 pub use kick::Kicker;

@@ -1,6 +1,7 @@
 //! `fork(2)`, and what a child may keep.
 
 use crate::SysError;
+use crate::crew::settled;
 use rustix::process::Pid;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
@@ -16,8 +17,10 @@ const SLICE: Duration = Duration::from_micros(100);
 /// child's process id.
 ///
 /// Every other thread must stand at a known point, holding no lock that the child will want: it would wait for ever.
-/// glibc sees to its own locks, the allocator's among them.
+/// glibc sees to its own locks, the allocator's among them, and what [`spawn`](crate::spawn) started begins and ends
+/// before or after.
 pub fn fork(keep: Vec<OwnedFd>, in_child: impl FnOnce(Vec<OwnedFd>)) -> Result<(Pid, Vec<OwnedFd>), SysError> {
+    let settled = settled();
     // SAFETY: A child of a process with threads may do what does not wait for them, and with glibc allocate; see above.
     // It has its own copy of all memory, and never gets back to a frame of its parent's, neither when `in_child`
     // returns nor when it panics.
@@ -25,6 +28,7 @@ pub fn fork(keep: Vec<OwnedFd>, in_child: impl FnOnce(Vec<OwnedFd>)) -> Result<(
         -1 => Err(SysError::last("fork")),
         0 => {
             let _end = EndOnUnwind;
+            settled.forget();
             close_all_but(&keep);
             in_child(keep);
             exit_now()

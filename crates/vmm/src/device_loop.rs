@@ -72,8 +72,8 @@ pub(crate) fn spawn(platform: Arc<Platform>, gate: Arc<Gate>, parked: Sender<Par
     let sleep = Arc::new(Sleep(AtomicU8::new(AWAKE)));
     let theirs = Arc::clone(&sleep);
     let live = move || live(&platform, &gate, &theirs, &parked, &wait, &host);
-    let handle = thread::Builder::new().name("devices".into()).spawn(live)?;
-    Ok(DeviceThread { go, sleep, thread: handle.thread().clone(), is_held: false })
+    let thread = pando_sys::spawn("devices", live)?;
+    Ok(DeviceThread { go, sleep, thread, is_held: false })
 }
 
 fn live(

@@ -71,8 +71,9 @@ impl Vm {
             return Err(ForkError::Arriving);
         }
         let huge = self.huge.clone();
-        // Before the guest has to stand still, as there may be a huge page in the making.
+        // Before the guest has to stand still, as there may be a huge page in the making, and threads that end.
         let mut held_huge = huge.hold();
+        pando_sys::settle();
         let asked = Instant::now();
         let mut clock = Stopwatch(asked);
         let was_running = self.phase() == Phase::Running;

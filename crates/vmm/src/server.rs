@@ -220,7 +220,7 @@ pub(crate) fn tell(end: End, events: &Events) {
         say(&format!("error: the guest cannot go on\n  because: {}", lines.join("\n  because: ")));
         std::process::exit(1)
     };
-    if thread::Builder::new().name("memory-is-lost".into()).spawn(end).is_err() {
+    if pando_sys::spawn("memory-is-lost", end).is_err() {
         std::process::exit(1);
     }
 }

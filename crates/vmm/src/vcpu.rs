@@ -9,7 +9,6 @@ use pando_wire::control::Ending;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread;
 
 /// What a vCPU's thread shares with the rest.
 #[derive(Clone)]
@@ -31,7 +30,7 @@ pub(crate) struct VcpuThread {
 pub(crate) fn spawn(id: usize, vcpu: Vcpu, cpuid: CpuId, context: Context) -> io::Result<VcpuThread> {
     let (go, wait) = channel();
     let kicker = vcpu.kicker();
-    thread::Builder::new().name(format!("vcpu{id}")).spawn(move || live(id, vcpu, &cpuid, &context, &wait))?;
+    pando_sys::spawn(&format!("vcpu{id}"), move || live(id, vcpu, &cpuid, &context, &wait))?;
     Ok(VcpuThread { kicker, go })
 }
 

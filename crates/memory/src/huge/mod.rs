@@ -96,8 +96,7 @@ impl HugePages {
         drop(guarded);
         let pagemap = File::open("/proc/self/pagemap").map_err(BeginError::Pagemap)?;
         let shared = Arc::clone(&self.0);
-        let thread = thread::Builder::new().name("huge-pages".into()).spawn(move || shared.live(&pagemap));
-        thread.map(drop).map_err(BeginError::Thread)
+        pando_sys::spawn("huge-pages", move || shared.live(&pagemap)).map(drop).map_err(BeginError::Thread)
     }
 
     /// Has nothing made until the result is dropped, nor for a while after that. Waits for the huge page in the making: call it

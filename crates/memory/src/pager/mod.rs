@@ -34,7 +34,6 @@ use state::State;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::thread;
 use std::time::{Duration, Instant};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -302,6 +301,5 @@ fn existing(all: &[Range<u32>], run: (u32, u32)) -> Result<Range<u32>, StartErro
 
 fn spawn(name: &str, shared: &Arc<Shared>, live: fn(&Shared)) -> Result<(), StartError> {
     let shared = Arc::clone(shared);
-    let thread = thread::Builder::new().name(name.into()).spawn(move || live(&shared));
-    thread.map(drop).map_err(StartError::Threads)
+    pando_sys::spawn(name, move || live(&shared)).map(drop).map_err(StartError::Threads)
 }

@@ -12,7 +12,7 @@ use pando_sys::guest_memory;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// Long enough for whatever a test waits for.
