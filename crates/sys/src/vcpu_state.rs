@@ -2,8 +2,8 @@
 
 use crate::{SysError, Vcpu};
 use kvm_bindings::{
-    CpuId, Msrs, Xsave, kvm_debugregs, kvm_device_attr, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
-    kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave, kvm_xsave2,
+    CpuId, Msrs, Xsave, kvm_cpuid_entry2, kvm_debugregs, kvm_device_attr, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave, kvm_xsave2,
 };
 use serde::{Deserialize, Serialize};
 use std::mem::size_of;
@@ -15,6 +15,13 @@ const TSC_CONTROL: u32 = 0;
 const TSC_OFFSET: u64 = 0;
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, kvm_bindings::KVMIO, 0xe1, kvm_device_attr);
 ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, kvm_bindings::KVMIO, 0xe2, kvm_device_attr);
+
+/// Where a saved area says which components of the extended registers it holds, `XSTATE_BV`: two words (Intel SDM volume 1,
+/// 13.4.2).
+const XSTATE_BV: usize = 512 / size_of::<u32>();
+/// The CPUID leaf that shows which components there are, and those that are there without it: x87 and SSE.
+const COMPONENTS: u32 = 0xd;
+const LEGACY_COMPONENTS: u64 = 0b11;
 
 const MSR_TSC: u32 = 0x10;
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
@@ -54,6 +61,20 @@ pub enum Tsc {
 }
 
 impl VcpuState {
+    /// Leaves out of the extended registers what the guest was never shown. It cannot have put anything there; but a KVM
+    /// whose CPU has more saves that as well (protection keys, always), and one whose CPU lacks it refuses to have it back.
+    pub fn forget_unshown(&mut self) {
+        let is_it = |entry: &&kvm_cpuid_entry2| entry.function == COMPONENTS && entry.index == 0;
+        let shown =
+            self.cpuid.as_slice().iter().find(is_it).map_or(0, |it| u64::from(it.edx) << 32 | u64::from(it.eax));
+        let shown = shown | LEGACY_COMPONENTS;
+        // SAFETY: The length of the area, which is all that it counts on, stays as it is.
+        let area = unsafe { self.xsave.as_mut_fam_struct() };
+        let [low, high, ..] = &mut area.xsave.region[XSTATE_BV..] else { return };
+        *low &= shown as u32;
+        *high &= (shown >> 32) as u32;
+    }
+
     /// Has the first TSC reading be of when the host's was `host_tsc`.
     pub(crate) fn read_tscs_at(vcpus: &mut [Self], host_tsc: u64) {
         if let Some(first) = vcpus.first_mut()
@@ -280,6 +301,30 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(10));
         state.read_tscs(&mut vcpus);
         assert!((before + 1000..=after + 1000).contains(&vcpus[0].tsc_now));
+    }
+
+    #[test]
+    fn what_a_guest_was_not_shown_is_left_out_of_its_registers_and_the_rest_is_put_back() {
+        const UNKNOWN: u32 = 1 << 30; // A component that no CPU has.
+        let Ok(kvm) = std::fs::File::options().read(true).write(true).open("/dev/kvm") else {
+            eprintln!("skipped: no usable /dev/kvm");
+            return;
+        };
+        let kvm = crate::Kvm::from_fd(kvm.into()).unwrap();
+        let vm = std::sync::Arc::new(crate::Vm::create(&kvm).unwrap());
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let supported = kvm.supported_cpuid().unwrap();
+        let mut state = vcpu.state(&[], &supported).unwrap();
+        let held = |state: &VcpuState| state.xsave.as_fam_struct_ref().xsave.region[XSTATE_BV];
+        // SAFETY: Its length stays as it is.
+        unsafe { state.xsave.as_mut_fam_struct() }.xsave.region[XSTATE_BV] |= UNKNOWN | 0b111;
+        assert_eq!(vcpu.set_state(&state).unwrap_err().to_string(), "cannot KVM_SET_XSAVE");
+        state.forget_unshown();
+        assert_eq!(held(&state) & (UNKNOWN | 0b11), 0b11);
+        vcpu.set_state(&state).unwrap();
+        state.cpuid = CpuId::new(0).unwrap();
+        state.forget_unshown();
+        assert_eq!(held(&state), 0b11, "who was shown nothing has what all have");
     }
 
     #[test]

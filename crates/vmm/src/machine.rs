@@ -109,9 +109,10 @@ impl MachineState {
     }
 
     /// Has the machine go on after a sleep, perhaps one in which the host was another or was booted anew: the guest's
-    /// clocks go on from where they were.
+    /// clocks go on from where they were, and its registers are those that it knows of.
     pub(crate) fn wake(&mut self) {
         self.vm.stop_clocks(&mut self.vcpus);
+        self.vcpus.iter_mut().for_each(VcpuState::forget_unshown);
     }
 }
 
