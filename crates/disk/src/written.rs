@@ -95,6 +95,11 @@ impl Sealed {
 }
 
 impl Written<'_> {
+    /// Passes over all blocks before this one.
+    pub fn skip_to(&mut self, block: u64) {
+        self.next = self.next.max(block.min(self.sealed.map.len()));
+    }
+
     /// What follows: blocks, at most `most` of them (not 0), with their bytes in `bytes`, or such as are unchanged. `None`
     /// behind the last.
     pub fn next_run(&mut self, most: usize, bytes: &mut Vec<u8>) -> Result<Option<Run>, ReadError> {

@@ -15,7 +15,7 @@ pub use huge::{BeginError, Held, HugePages};
 pub use layout::{HIGH_START, LOW_END, LayoutError, MAX_BYTES, MIN_BYTES, MMIO_DEVICE_LEN, MMIO_DEVICES, ram_ranges};
 use pando_sys::SysError;
 use vm_memory::GuestMemoryMmap;
-pub use working_set::{present_pages, private_pages};
+pub use working_set::{held_pages, present_pages, private_pages};
 
 /// RAM of `len_bytes` for a guest, zeroed, laid out as [`ram_ranges`] says.
 pub fn allocate(len_bytes: u64) -> Result<GuestMemoryMmap, AllocateError> {

@@ -1,9 +1,11 @@
-//! What a child of a fork has written: the pages that it alone has. And what of that is still there later.
+//! What a child of a fork has written: the pages that it alone has. And what of that is still there later; and what is there
+//! at all.
 
-use crate::pagemap::{ENTRY, EXCLUSIVE, IN_HUGE_PAGE, PAGE, has};
+use crate::pagemap::{ENTRY, EXCLUSIVE, IN_HUGE_PAGE, PAGE, PRESENT, SWAPPED, has};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow::{self, Break, Continue};
 use std::os::unix::fs::FileExt;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
@@ -23,6 +25,35 @@ pub fn private_pages(
     most: u32,
 ) -> io::Result<Option<Vec<(u32, u32)>>> {
     let mut runs = Runs::default();
+    let is_private = |entry: &[u8]| has(entry, EXCLUSIVE);
+    let looked = each_huge_page(memory, pagemap, |page, entries| {
+        // All of it, and nobody has written that.
+        let is_given = !made.contains(&page) && entries.chunks_exact(ENTRY as usize).all(is_private);
+        if !is_given {
+            runs.add(page, entries, is_private);
+        }
+        if runs.pages > most { Break(()) } else { Continue(()) }
+    });
+    Ok(looked?.is_continue().then_some(runs.runs))
+}
+
+/// The pages of `memory` that may hold something, as runs `(first page, pages)`, from this process's own `pagemap`: those
+/// that are in memory, and those that are swapped out. All others read as zeroes.
+pub fn held_pages(memory: &GuestMemoryMmap, pagemap: &File) -> io::Result<Vec<(u32, u32)>> {
+    let mut runs = Runs::default();
+    let _ = each_huge_page(memory, pagemap, |page, entries| {
+        runs.add(page, entries, |entry| has(entry, PRESENT | SWAPPED));
+        Continue(())
+    })?;
+    Ok(runs.runs)
+}
+
+/// Shows the entries of each 2 MiB of `memory`, and which page is the first of them, until it breaks off.
+fn each_huge_page(
+    memory: &GuestMemoryMmap,
+    pagemap: &File,
+    mut look: impl FnMut(u32, &[u8]) -> ControlFlow<()>,
+) -> io::Result<ControlFlow<()>> {
     let mut buffer = vec![0; ENTRIES * ENTRY as usize];
     for region in memory.iter() {
         let (host, guest) = (region.as_ptr() as u64 / PAGE, region.start_addr().raw_value() / PAGE);
@@ -33,15 +64,14 @@ pub fn private_pages(
             pagemap.read_exact_at(entries, (host + first) * ENTRY)?;
             let huge_pages = entries.chunks(IN_HUGE_PAGE * ENTRY as usize);
             for (page, entries) in (guest + first..).step_by(IN_HUGE_PAGE).zip(huge_pages) {
-                let page = page as u32; // RAM ends below 2^44 bytes.
-                runs.add(page, entries, made.contains(&page));
-                if runs.pages > most {
-                    return Ok(None);
+                // RAM ends below 2^44 bytes.
+                if look(page as u32, entries).is_break() {
+                    return Ok(Break(()));
                 }
             }
         }
     }
-    Ok(Some(runs.runs))
+    Ok(Continue(()))
 }
 
 /// What of the pages in `runs` is there, in the same order: what was given back since they were learned is not, nor is what
@@ -61,7 +91,7 @@ pub fn present_pages(memory: &GuestMemoryMmap, runs: &[(u32, u32)]) -> Vec<(u32,
     present
 }
 
-/// Runs of private pages, and how many pages they have.
+/// Runs of pages, and how many pages they have.
 #[derive(Default)]
 struct Runs {
     runs: Vec<(u32, u32)>,
@@ -69,15 +99,10 @@ struct Runs {
 }
 
 impl Runs {
-    /// Adds those of one huge page, which begins at `first` and has these `entries`, unless that is all of it and nobody
-    /// has written that.
-    fn add(&mut self, first: u32, entries: &[u8], is_made: bool) {
+    /// Adds those from `first` on whose entries are wanted.
+    fn add(&mut self, first: u32, entries: &[u8], is_wanted: impl Fn(&[u8]) -> bool) {
         let entries = entries.chunks_exact(ENTRY as usize);
-        let is_private = |entry: &[u8]| has(entry, EXCLUSIVE);
-        if !is_made && entries.clone().all(is_private) {
-            return;
-        }
-        for (page, _) in (first..).zip(entries).filter(|(_, entry)| is_private(entry)) {
+        for (page, _) in (first..).zip(entries).filter(|(_, entry)| is_wanted(entry)) {
             self.pages += 1;
             match self.runs.last_mut().filter(|run| run.0 + run.1 == page) {
                 Some(run) => run.1 += 1,
@@ -150,6 +175,31 @@ mod tests {
         let lost =
             (0..HUGE_PAGE).step_by(PAGE as usize).find(|at| memory.read_obj::<u64>(GuestAddress(*at)).unwrap() != 1);
         assert_eq!(lost, None);
+    }
+
+    #[test]
+    fn every_page_that_is_there_or_swapped_out_is_held_and_none_that_was_given_back() {
+        let memory = guest_memory(&[(0, 2 * HUGE_PAGE), (HIGH, HUGE_PAGE)]).unwrap();
+        let [huge, high] = [HUGE_PAGE, HIGH].map(|address| (address / PAGE) as u32);
+        (0..huge).for_each(|page| memory.write_obj(1u64, GuestAddress(u64::from(page) * PAGE)).unwrap());
+        memory.write_obj(1u64, GuestAddress(HIGH + 3 * PAGE)).unwrap();
+        give_back(&memory, 5..7).unwrap();
+        let held = held_pages(&memory, &File::open("/proc/self/pagemap").unwrap()).unwrap();
+        assert_eq!(held[..2], [(0, 5), (7, huge - 7)]);
+        // Where there are huge pages it came with others.
+        assert_eq!(held.len(), 3);
+        assert!((held[2].0..held[2].0 + held[2].1).contains(&(high + 3)), "{held:?}");
+
+        // No host can be made to swap here: a file that says so in the place of the kernel.
+        let kernel = tempfile::tempfile().unwrap();
+        let entry = |address: u64| memory.get_host_address(GuestAddress(address)).unwrap() as u64 / PAGE * ENTRY;
+        kernel
+            .write_all_at(&[0; ENTRY as usize], entry(HIGH + HUGE_PAGE - PAGE).max(entry(2 * HUGE_PAGE - PAGE)))
+            .unwrap();
+        for (page, flag) in [(2, SWAPPED), (3, PRESENT), (4, EXCLUSIVE)] {
+            kernel.write_all_at(&u64::to_ne_bytes(flag), entry(HIGH + page * PAGE)).unwrap();
+        }
+        assert_eq!(held_pages(&memory, &kernel).unwrap(), [(high + 2, 2)]);
     }
 
     #[test]

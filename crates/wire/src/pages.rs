@@ -1,4 +1,4 @@
-//! Monitor ↔ page server: a VM that was saved, and whose memory comes as it is touched.
+//! Monitor ↔ page server: a VM that was saved, or copied, and whose memory comes as it is touched.
 //!
 //! A monitor has [several connections](crate::control::PAGES_CONNECTIONS), each of which carries a request and what answers
 //! it in turn: [frames](crate::frame), some with bytes behind them. Monitor and server are started by one daemon and one
@@ -226,6 +226,53 @@ impl<S: Read + Write> Client<S> {
     }
 }
 
+/// The server's end of a connection.
+#[derive(Debug)]
+pub struct Server<S>(S);
+
+impl<S: Read + Write> Server<S> {
+    /// Is asked on `stream`.
+    pub fn new(stream: S) -> Self {
+        Self(stream)
+    }
+
+    /// The stream below.
+    pub fn stream(&self) -> &S {
+        &self.0
+    }
+
+    /// What the monitor asks next. `None` when it asks no more.
+    pub fn asked(&mut self) -> io::Result<Option<Ask>> {
+        frame::read(&mut self.0)
+    }
+
+    /// Gives an answer, and the bytes behind it.
+    pub fn give(&mut self, answer: &Answer, bytes: &[u8]) -> io::Result<()> {
+        // In one piece: whoever waits for it is woken once.
+        let mut whole = frame::encode(answer)?;
+        whole.extend_from_slice(bytes);
+        self.0.write_all(&whole)
+    }
+}
+
+/// Runs of pages, given in order, as at most [`MAX_HELD`] of them: gaps between them are passed over, as small as it takes.
+pub fn covering(runs: &[(u32, u32)]) -> Vec<(u32, u32)> {
+    let mut gaps = (0..=u32::BITS).map(|size| 1 << size);
+    gaps.find_map(|gap: u64| Some(joined(runs, gap)).filter(|runs| runs.len() <= MAX_HELD)).unwrap_or_default()
+}
+
+/// The same runs, those with less than `gap` pages between them as one.
+fn joined(runs: &[(u32, u32)], gap: u64) -> Vec<(u32, u32)> {
+    let mut joined: Vec<(u32, u32)> = Vec::new();
+    for &(first, pages) in runs {
+        match joined.last_mut().filter(|last| u64::from(first.saturating_sub(last.0 + last.1)) < gap) {
+            Some(last) => last.1 = first + pages - last.0,
+            None => joined.push((first, pages)),
+        }
+    }
+    joined
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,6 +345,37 @@ mod tests {
             assert!(matches!(bytes, Err(AskError::Answer)));
         }
         assert!(matches!(saying(&Answer::Noted, &[]).describe(), Err(AskError::Answer)));
+    }
+
+    #[test]
+    fn what_is_asked_comes_to_the_server_and_its_answer_in_one_piece() {
+        let (client, server) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (mut client, mut server) = (Client::new(client), Server::new(server));
+        client.memory(&[(5, 1)]).unwrap();
+        assert_eq!(server.asked().unwrap(), Some(Ask::Memory(vec![(5, 1)])));
+        let run = Run { pages: 1, is_data: true };
+        server.give(&Answer::Pages(vec![run]), &[7; PAGE_BYTES]).unwrap();
+        let mut page = [0; PAGE_BYTES];
+        assert_eq!(client.pages(1).unwrap(), [run]);
+        client.read(&mut page).unwrap();
+        assert_eq!(page, [7; PAGE_BYTES]);
+        drop(client);
+        assert_eq!(server.asked().unwrap(), None);
+    }
+
+    #[test]
+    fn runs_are_as_many_as_can_be_told_and_no_page_of_theirs_is_left_out() {
+        assert_eq!(covering(&[]), []);
+        assert_eq!(covering(&[(0, 2), (2, 3), (7, 1)]), [(0, 5), (7, 1)]);
+        let every = |count: u32, every: u32| (0..count).map(|at| (at * every, 1)).collect::<Vec<_>>();
+        let most = MAX_HELD as u32;
+        assert_eq!(covering(&every(most, 9)), every(most, 9), "no coarser than it must be");
+        let covered = covering(&every(most + 1, 9));
+        assert_eq!(covered, [(0, most * 9 + 1)]);
+        let mut uneven = every(most, 2);
+        uneven.push((most * 9, 4));
+        assert_eq!(covering(&uneven), [(0, most * 2 - 1), (most * 9, 4)]);
+        assert_eq!(covering(&[(0, 1), (u32::MAX - 1, 1)]), [(0, 1), (u32::MAX - 1, 1)]);
     }
 
     #[test]

@@ -92,6 +92,13 @@ fn what_was_written_is_told_from_all_layers_and_nothing_of_the_base() {
     }
 
     assert_eq!(told, [(1, 1), (2, 2), (3, 1), (12, 0)]);
+    let mut from = |block| {
+        let mut written = sealed.written(&data, None, 1).unwrap();
+        written.skip_to(block);
+        written.next_run(2, &mut bytes).unwrap()
+    };
+    assert_eq!([0, 2, 4].map(&mut from), [1, 2, 12].map(|first| Some(Run::Written(first))));
+    assert_eq!([13, 16, u64::MAX].map(from), [None, None, None]);
     assert_eq!((sealed.layers(), sealed.len_bytes()), (2, 16 * BLOCK_BYTES));
     assert!(matches!(sealed.written(&data[..1], None, 1), Err(OpenError::Inherited { found: 1, wanted: 2, .. })));
     fs::File::options().write(true).open(bench.layer("parent").join(DATA_FILE)).unwrap().set_len(BLOCK_BYTES).unwrap();

@@ -6,7 +6,7 @@ use pando_daemon::bucket_spec;
 use pando_store::{
     Bucket, BucketSpec, Checkpoint, Layer, Manifest, OpenCheckpoint, PAGE_BYTES, Page, ReadError, Store, Turns,
 };
-use pando_wire::pages::{Answer, Ask, Description, MAX_EXPECTED, MAX_HELD, MAX_PAGES, Remote, Run};
+use pando_wire::pages::{Answer, Ask, Description, MAX_EXPECTED, MAX_PAGES, Remote, Run, covering};
 use pando_wire::saved::{MAX_PAGES_AT_ONCE, Machine};
 use std::error::Error;
 use std::io;
@@ -59,7 +59,7 @@ impl Served {
     }
 
     /// Gives the answers to a request.
-    pub(super) fn answer(&self, ask: &Ask, answers: &mut Answers<'_>) -> io::Result<()> {
+    pub(super) fn answer(&self, ask: &Ask, answers: &mut Answers) -> io::Result<()> {
         match ask {
             Ask::Describe => give(answers, |bytes| Ok(self.describe(bytes))).map(drop),
             Ask::Memory(runs) => self.memory(runs, answers),
@@ -98,7 +98,7 @@ impl Served {
     }
 
     /// Each run as soon as it is read, and nothing behind one that is lost.
-    fn memory(&self, runs: &[(u32, u32)], answers: &mut Answers<'_>) -> io::Result<()> {
+    fn memory(&self, runs: &[(u32, u32)], answers: &mut Answers) -> io::Result<()> {
         let mut left = MAX_PAGES;
         for (first, pages) in runs {
             let pages = left.min(*pages);
@@ -147,7 +147,7 @@ impl Served {
 }
 
 /// Gives an answer with bytes behind it, or the reason why there is none. Whether it is the answer.
-fn give(answers: &mut Answers<'_>, answer: impl FnOnce(&mut Vec<u8>) -> Result<Answer, ReadError>) -> io::Result<bool> {
+fn give(answers: &mut Answers, answer: impl FnOnce(&mut Vec<u8>) -> Result<Answer, ReadError>) -> io::Result<bool> {
     let mut bytes = Vec::new();
     match answer(&mut bytes) {
         Ok(answer) => answers.give(&answer, &bytes).map(|()| true),
@@ -173,29 +173,15 @@ fn next_held(layer: &Layer, from: u64) -> Option<u64> {
     })
 }
 
-/// Runs of pages outside of which there are only zeroes. Gaps between them are passed over, as small as it takes to have no
-/// more runs than can be told.
+/// Runs of pages outside of which there are only zeroes, as few as can be told: the chunks with data.
 fn held(memory: &Manifest) -> Vec<(u32, u32)> {
-    let mut gaps = (0..u32::BITS).map(|size| 1 << size);
-    let whole = || vec![(0, pages(memory.pages()))];
-    gaps.find_map(|gap| Some(runs(memory, gap)).filter(|runs| runs.len() <= MAX_HELD)).unwrap_or_else(whole)
-}
-
-/// Runs of chunks with data, with less than `gap` chunks between them.
-fn runs(memory: &Manifest, gap: u64) -> Vec<(u32, u32)> {
     let chunk_pages = u64::from(memory.chunk_pages());
-    let mut runs: Vec<Range<u64>> = Vec::new();
-    for index in memory.spans().iter().filter(|span| span.chunk.is_some()).map(|span| span.index) {
-        match runs.last_mut().filter(|run| index - run.end < gap) {
-            Some(run) => run.end = index + 1,
-            None => runs.push(index..index + 1),
-        }
-    }
-    let run = |run: &Range<u64>| {
-        let (first, end) = (run.start * chunk_pages, (run.end * chunk_pages).min(memory.pages()));
+    let with_data = memory.spans().iter().filter(|span| span.chunk.is_some());
+    let run = |index: u64| {
+        let (first, end) = (index * chunk_pages, ((index + 1) * chunk_pages).min(memory.pages()));
         (pages(first), pages(end - first))
     };
-    runs.iter().map(run).collect()
+    covering(&with_data.map(|span| run(span.index)).collect::<Vec<_>>())
 }
 
 /// RAM has fewer pages than that; else a monitor finds that there are no such pages.
@@ -228,6 +214,7 @@ fn chain(error: &dyn Error) -> Vec<String> {
 mod tests {
     use super::*;
     use pando_store::Kind;
+    use pando_wire::pages::MAX_HELD;
 
     #[test]
     fn every_page_with_bytes_is_told_of_in_few_runs_however_they_are_strewn() {

@@ -5,10 +5,9 @@ use crate::failure::Failure;
 use pando_store::{Turn, Turns};
 use pando_sys::give_way;
 use pando_wire::control::Connection;
-use pando_wire::frame;
-use pando_wire::pages::{Answer, Ask, Remote, Serve, urgent};
+use pando_wire::pages::{Answer, Ask, Remote, Serve, Server, urgent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -17,13 +16,13 @@ use std::thread;
 use std::time::Duration;
 
 pub(super) fn run(store: &Path, name: &str) -> Result<ExitCode, Failure> {
-    let (mut connections, remote) =
+    let (connections, remote) =
         connections().map_err(|failure| failure.under("standard input brings no connections"))?;
     match Served::open(store, name, remote) {
         Ok(served) => {
             thread::scope(|scope| {
                 let urgent = urgent(connections.len());
-                for (at, connection) in connections.iter_mut().enumerate() {
+                for (at, connection) in connections.into_iter().enumerate() {
                     let served = &served;
                     scope.spawn(move || {
                         if at >= urgent {
@@ -39,7 +38,7 @@ pub(super) fn run(store: &Path, name: &str) -> Result<ExitCode, Failure> {
         Err(failure) => {
             let failure = failure.under(format!("cannot serve checkpoint {name}"));
             // The first one is where a monitor asks what there is.
-            if let Some(first) = connections.first_mut() {
+            if let Some(first) = connections.into_iter().next() {
                 let _ = serve(first, |_, answers| answers.give(&Answer::Lost(failure.lines().to_vec()), &[]));
             }
             Err(failure)
@@ -59,13 +58,13 @@ fn connections() -> Result<(Vec<UnixStream>, Option<Remote>), Failure> {
 }
 
 /// Where answers go.
-pub(super) struct Answers<'c> {
-    connection: &'c mut UnixStream,
+pub(super) struct Answers {
+    connection: Server<UnixStream>,
     /// Whoever is at the other end has it.
     turn: Option<Turn>,
 }
 
-impl Answers<'_> {
+impl Answers {
     /// Gives a turn as soon as there is one, unless the connection is closed before.
     pub(super) fn begin_turn(&mut self, turns: &Turns) -> io::Result<()> {
         self.turn = None;
@@ -74,7 +73,7 @@ impl Answers<'_> {
             let timeout = Timespec::try_from(wait).ok();
             poll(&mut [PollFd::new(connection, PollFlags::IN)], timeout.as_ref()).is_ok_and(|ready| ready > 0)
         };
-        self.turn = turns.begin(|wait| !has_ended(self.connection, wait));
+        self.turn = turns.begin(|wait| !has_ended(self.connection.stream(), wait));
         if self.turn.is_none() {
             return Ok(());
         }
@@ -88,20 +87,14 @@ impl Answers<'_> {
 
     /// Sends one, and the bytes behind it.
     pub(super) fn give(&mut self, answer: &Answer, bytes: &[u8]) -> io::Result<()> {
-        // In one piece: whoever waits for it is woken once.
-        let mut whole = frame::encode(answer)?;
-        whole.extend_from_slice(bytes);
-        self.connection.write_all(&whole)
+        self.connection.give(answer, bytes)
     }
 }
 
 /// Answers until the connection is closed.
-fn serve(
-    connection: &mut UnixStream,
-    mut answer: impl FnMut(&Ask, &mut Answers<'_>) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut answers = Answers { connection, turn: None };
-    while let Some(ask) = frame::read(answers.connection)? {
+fn serve(connection: UnixStream, mut answer: impl FnMut(&Ask, &mut Answers) -> io::Result<()>) -> io::Result<()> {
+    let mut answers = Answers { connection: Server::new(connection), turn: None };
+    while let Some(ask) = answers.connection.asked()? {
         answer(&ask, &mut answers)?;
     }
     Ok(())
