@@ -2,7 +2,7 @@
 
 use crate::monitor::{Guest, Monitor, MonitorError};
 use pando_wire::control::{
-    Asleep, Connection, DiskSeal, Fork, ForkTimings, Origin, PAGES_CONNECTIONS, Request, Response, Restore,
+    Asleep, Connection, DiskSeal, Fork, ForkTimings, Origin, PAGES_CONNECTIONS, Request, Response, Restore, Serving,
 };
 use pando_wire::pages::{Remote, Serve};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -20,6 +20,15 @@ pub struct PageServer {
     pub process: Child,
     /// For [`Monitor::restore`].
     pub connections: Vec<UnixStream>,
+}
+
+/// A copy of a VM that serves its pages.
+#[derive(Debug)]
+pub struct Copy {
+    /// What the VM's monitor said of it.
+    pub serving: Serving,
+    /// For each child: what [`Monitor::restore`] takes.
+    pub connections: Vec<Vec<UnixStream>>,
 }
 
 /// A seed that was saved before another one.
@@ -62,6 +71,20 @@ impl Monitor {
             Response::Forked(timings) => Ok((timings, seed)),
             other => Err(MonitorError::Answer(format!("{other:?}"))),
         }
+    }
+
+    /// Copies the VM into a process that so many children pull from.
+    pub fn serve(&self, children: u32) -> Result<Copy, MonitorError> {
+        let pairs: Vec<_> =
+            (0..children as usize * PAGES_CONNECTIONS).map(|_| UnixStream::pair()).collect::<Result<_, _>>()?;
+        let (ours, theirs): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        let layers = self.layers().into_iter().map(File::open).collect::<Result<Vec<_>, _>>()?;
+        let fds: Vec<_> = theirs.iter().map(AsFd::as_fd).chain(layers.iter().map(AsFd::as_fd)).collect();
+        let answer = self.ask_with(&Request::Serve(Fork { children }), &fds)?;
+        let Response::Serving(serving) = answer else { return Err(MonitorError::Answer(format!("{answer:?}"))) };
+        let mut ours = ours.into_iter();
+        let connections = (0..children).map(|_| ours.by_ref().take(PAGES_CONNECTIONS).collect()).collect();
+        Ok(Copy { serving, connections })
     }
 
     /// Saves a seed into a store, with the `pando` at `pando`. What that printed.

@@ -12,7 +12,7 @@ mod witness; // another one, with several CPUs and devices
 mod relay; // and one whose CPUs wait for each other
 
 pub use api::{ApiError, Daemon};
-pub use checkpoint::{Earlier, PageServer, serve, serve_from};
+pub use checkpoint::{Copy, Earlier, PageServer, serve, serve_from};
 pub use figures::{bound, median, median_of, mib, percentile, row, table, took};
 pub use monitor::{Child, Guest, Monitor, MonitorError, usable_kvm};
 pub use relay::Relay;

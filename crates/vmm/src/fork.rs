@@ -66,6 +66,16 @@ impl Vm {
     /// Copies the VM into as many children as there are `listeners`, each of which gets one and waits on it for its
     /// files. A VM that was paused stays so.
     pub(crate) fn fork(&mut self, listeners: Vec<OwnedFd>) -> Result<ForkTimings, ForkError> {
+        self.copy(listeners, |image, listeners, asked| grow(image, listeners, asked)).map(|(_seed, timings)| timings)
+    }
+
+    /// Copies the VM into one process, which has the descriptors to `keep` and lives as `live` says. The answer is its process
+    /// id.
+    pub(crate) fn copy(
+        &mut self,
+        keep: Vec<OwnedFd>,
+        live: impl FnOnce(Image, Vec<OwnedFd>, Instant),
+    ) -> Result<(u32, ForkTimings), ForkError> {
         let arriving = self.arriving.clone();
         if arriving.as_ref().is_some_and(|arriving| arriving.is_incomplete()) {
             return Err(ForkError::Arriving);
@@ -83,8 +93,9 @@ impl Vm {
         // Memory is there, but may be on its way into huge pages.
         let held = arriving.as_ref().map(|arriving| arriving.pager.hold());
         held_huge.stand_still();
-        // Where the parent closes its own ends of the listeners, it runs again.
-        let forked = self.fork_paused(listeners, asked, &mut timings, &mut clock);
+        let in_copy = |image, kept| live(image, kept, asked);
+        // Where the parent closes its own ends of what was kept, it runs again.
+        let forked = self.fork_paused(keep, in_copy, &mut timings, &mut clock);
         if was_running {
             self.resume();
             let running = self.running_since();
@@ -95,17 +106,17 @@ impl Vm {
         }
         drop((held, held_huge));
         self.begin_huge_pages();
-        forked.map(|_listeners| timings)
+        forked.map(|(copy, _kept)| (copy, timings))
     }
 
-    /// Everything inside the pause. Returns what the parent has no use for any more.
+    /// Everything inside the pause. Returns the copy's process id, and what the parent has no use for any more.
     fn fork_paused(
         &mut self,
-        listeners: Vec<OwnedFd>,
-        asked: Instant,
+        keep: Vec<OwnedFd>,
+        live: impl FnOnce(Image, Vec<OwnedFd>),
         timings: &mut ForkTimings,
         clock: &mut Stopwatch,
-    ) -> Result<Vec<OwnedFd>, ForkError> {
+    ) -> Result<(u32, Vec<OwnedFd>), ForkError> {
         if self.has_ended() {
             return Err(ForkError::Ended);
         }
@@ -115,21 +126,21 @@ impl Vm {
             self.platform.seal_disk();
         }
         timings.seal_us = clock.lap_us();
-        let forked = pando_sys::fork(listeners, |listeners| self.live_as_seed(machine, listeners, asked));
-        let (_seed, listeners) = forked.map_err(ForkError::Fork)?;
+        let forked = pando_sys::fork(keep, |kept| live(self.frozen(machine), kept));
+        let (copy, kept) = forked.map_err(ForkError::Fork)?;
         timings.fork_us = clock.lap_us();
-        Ok(listeners)
+        Ok((copy.as_raw_nonzero().get().unsigned_abs(), kept))
     }
 
-    /// The child of that fork.
-    fn live_as_seed(&self, machine: MachineState, listeners: Vec<OwnedFd>, asked: Instant) -> ! {
+    /// What the copy has of the VM, in the copy.
+    fn frozen(&self, machine: MachineState) -> Image {
         if cfg!(feature = "plant-late-disk") {
             self.platform.seal_disk();
         }
         let Some(disk) = self.platform.take_disk() else { std::process::exit(1) };
         let disk = DiskImage::Sealed(Box::new(disk.into_sealed()));
         let (memory, expected) = (self.memory.clone(), self.expected.clone());
-        grow(Image { machine, memory, disk, expected, arriving: None }, listeners, asked)
+        Image { machine, memory, disk, expected, arriving: None }
     }
 }
 

@@ -15,6 +15,7 @@ mod device_loop; // one thread for all devices
 mod vm; // start, pause, resume
 mod fork; // a live VM becomes several
 mod save; // a seed writes what it is
+mod serve; // a copy serves those that pull from it
 mod server; // where pages of a saved VM come from
 mod restore; // a saved VM as an image
 mod complaints; // what the monitor says in the VM's log

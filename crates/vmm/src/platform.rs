@@ -338,6 +338,15 @@ impl Platform {
         }
     }
 
+    /// How large the disk is, in bytes, and of how many layers it is made, its own included.
+    pub(crate) fn disk_size(&self) -> (u64, usize) {
+        let size = |block: &Transport<Block<Disk>>| {
+            let disk = block.device().backing();
+            (disk.len_bytes(), disk.layers())
+        };
+        lock(&self.block).as_ref().map_or((0, 0), size)
+    }
+
     /// Makes durable what the disk holds. Its device thread stands still.
     pub(crate) fn flush_disk(&self) -> Result<(), FlushError> {
         lock(&self.block).as_mut().map_or(Ok(()), |block| block.device_mut().backing_mut().flush())

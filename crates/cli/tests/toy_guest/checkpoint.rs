@@ -63,7 +63,7 @@ pub(crate) fn next_laps(monitor: &Monitor, witness: Witness) -> Vec<u8> {
 }
 
 /// Tries until it works.
-fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + LIMIT;
     loop {
         if let Some(done) = attempt() {
@@ -228,7 +228,7 @@ fn memory_above_the_hole_comes_back_as_well() {
 pub(crate) type Delay = fn(u32, u32) -> Duration;
 
 /// Keeps back a page that a guest has and never touches, the first of its ACPI tables.
-fn acpi(first: u32, pages: u32) -> Duration {
+pub(crate) fn acpi(first: u32, pages: u32) -> Duration {
     if (first..first + pages).contains(&(0xe_0000 >> 12)) { LIMIT } else { Duration::ZERO }
 }
 
@@ -242,10 +242,10 @@ pub(crate) struct Between {
 }
 
 impl Between {
-    pub(crate) fn new(server: PageServer, delay: Delay) -> Self {
+    pub(crate) fn new(servers: Vec<UnixStream>, delay: Delay) -> Self {
         let (is_slow, all) = (Arc::new(AtomicBool::new(true)), Arc::new(Mutex::new(Vec::new())));
         let mut monitors = Vec::new();
-        for server in server.connections {
+        for server in servers {
             let (monitor, ours) = UnixStream::pair().unwrap();
             monitors.push(monitor);
             all.lock().unwrap().extend([ours.try_clone().unwrap(), server.try_clone().unwrap()]);
@@ -291,7 +291,7 @@ fn a_vm_whose_memory_is_on_its_way_runs_and_is_not_forked_before_all_is_there() 
     let dir = tempfile::tempdir().unwrap();
     save(&seed, dir.path(), "vm");
     drop((parent, seed));
-    let mut between = Between::new(serve(PANDO.as_ref(), dir.path(), "vm").unwrap(), acpi);
+    let mut between = Between::new(serve(PANDO.as_ref(), dir.path(), "vm").unwrap().connections, acpi);
     let vm = restore(std::mem::take(&mut between.monitors)).unwrap();
     wait_for_laps(&vm, WITNESS, ALL, LIMIT);
     for _ in 0..3 {
@@ -323,7 +323,7 @@ fn arriving(store: &Path) -> Option<(Between, Monitor)> {
     let (parent, seed) = seed()?;
     save(&seed, store, "vm");
     drop((parent, seed));
-    let mut between = Between::new(serve(PANDO.as_ref(), store, "vm").unwrap(), acpi);
+    let mut between = Between::new(serve(PANDO.as_ref(), store, "vm").unwrap().connections, acpi);
     let vm = restore(std::mem::take(&mut between.monitors)).unwrap();
     Some((between, vm))
 }
@@ -403,7 +403,7 @@ fn who_waits_for_the_memory_of_a_vm_is_told_when_it_ends_and_why() {
 }
 
 /// How the VM ends that somebody watches.
-fn ending(watching: &Connection) -> Option<Ending> {
+pub(crate) fn ending(watching: &Connection) -> Option<Ending> {
     match watching.receive::<Response>().unwrap()? {
         (Response::Ended(ending), _) => Some(ending),
         (other, _) => panic!("{other:?}"),
@@ -416,7 +416,7 @@ fn a_page_server_that_dies_ends_the_vm_with_a_sentence() {
     let dir = tempfile::tempdir().unwrap();
     save(&seed, dir.path(), "vm");
     drop((parent, seed));
-    let mut between = Between::new(serve(PANDO.as_ref(), dir.path(), "vm").unwrap(), acpi);
+    let mut between = Between::new(serve(PANDO.as_ref(), dir.path(), "vm").unwrap().connections, acpi);
     let vm = restore(std::mem::take(&mut between.monitors)).unwrap();
     let watching = vm.watch().unwrap();
     wait_for_laps(&vm, WITNESS, 1, LIMIT);

@@ -14,6 +14,7 @@ mod asleep; // its disk stays where it is meanwhile
 mod since; // what changed since an earlier checkpoint
 mod moments; // at random
 mod kept; // a checkpoint is of one instant
+mod pulled; // children in monitors of their own, that pull from a copy
 mod races; // what comes while a VM is at something else
 mod fixture; // checkpoints that earlier versions exported
 mod killed; // a save is killed at any moment

@@ -113,7 +113,7 @@ fn a_vm_that_is_forked_while_it_wakes_is_forked_whole_or_says_that_it_is_not() {
     drop(parent);
     let mut refusals = 0;
     for time in 0..TIMES_LARGE {
-        let mut between = Between::new(serve(PANDO.as_ref(), dir.path(), "vm").unwrap(), |_, _| DELAY);
+        let mut between = Between::new(serve(PANDO.as_ref(), dir.path(), "vm").unwrap().connections, |_, _| DELAY);
         let vm = restore(std::mem::take(&mut between.monitors)).unwrap();
         let slow_for = moments.next(Duration::from_millis(30));
         let children = thread::scope(|scope| {

@@ -2,9 +2,11 @@
 
 use crate::{FLUSHED, Monitor, agent, pages};
 use pando_wire::control::{
-    Connection, DiskSeal, Ending, ForkTimings, Origin, PAGES_CONNECTIONS, Phase, Request, Response, Start,
+    Connection, DiskSeal, Ending, ForkTimings, Origin, PAGES_CONNECTIONS, Phase, Request, Response, Serving, Start,
     StartTimings, Status, VERSION, WorkingSet,
 };
+use pando_wire::pages::Serve;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -73,6 +75,8 @@ pub(crate) fn serve(monitor: &Arc<Monitor>, connection: Connection) {
             Request::Save => save(monitor, true, None, descriptors),
             Request::SaveSince(earlier) => save(monitor, true, Some(earlier), descriptors),
             Request::SaveWithoutDisk => save(monitor, false, None, descriptors),
+            Request::Serve(_) if monitor.name == "untaught" => return, // As one that does not know of it.
+            Request::Serve(fork) => copy(monitor, fork.children, descriptors),
             Request::Frames => Response::Frames(None),
             Request::Flush => flush(monitor),
             Request::DiskSeal if monitor.name.contains("untold") => return, // As one that does not know of it.
@@ -223,6 +227,24 @@ fn save(monitor: &Monitor, with_disk: bool, earlier: Option<DiskSeal>, descripto
         assert!(shown.is_empty() && earlier.is_none());
     }
     Response::Done
+}
+
+/// A copy that says whose it is to each child, and ends with the last of its connections.
+fn copy(monitor: &Monitor, children: u32, mut descriptors: Vec<OwnedFd>) -> Response {
+    if !monitor.state.lock().unwrap().pages.is_empty() {
+        return Response::Refused(vec!["the memory of the VM is still on its way: gather it first".into()]);
+    }
+    let layers = descriptors.split_off(children as usize * PAGES_CONNECTIONS);
+    assert!(!layers.is_empty() && layers.iter().all(|layer| rustix::fs::fstat(layer).unwrap().st_size > 0));
+    let (ask, stdin) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    let said = format!("copy of {} with {} layers", monitor.name, layers.len());
+    let copier = Command::new(std::env::current_exe().unwrap()).args(["copier", &said]).stdin(stdin).output().unwrap();
+    let pid = String::from_utf8(copier.stdout).unwrap().trim().parse().unwrap();
+    let sockets: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    let serve = Serve { connections: sockets.len() as u32, remote: None };
+    Connection::from_fd(ask).send(&serve, &sockets).unwrap();
+    let timings = ForkTimings { pause_us: 15, expected_pages: 0, ..ForkTimings::default() };
+    Response::Serving(Serving { pid, disk_bytes: pages::PAGES * 4096, timings })
 }
 
 /// The disk is now of an instant that no other flush has: the journal says so, and the seeds that are forked until it goes on.

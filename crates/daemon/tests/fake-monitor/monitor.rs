@@ -11,7 +11,7 @@ use pando_wire::control::{Connection, Ending, Listener, Phase, Response, Working
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 /// Set for a child of a fork: when its parent's disk was flushed.
@@ -72,6 +72,15 @@ fn main() {
                 .unwrap();
             drop(child);
         }
+        // Likewise, and says which process it has left.
+        [_, "copier", said] => {
+            let copy =
+                Command::new(&arguments[0]).args(["copy", said]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+            let copy = copy.unwrap();
+            println!("{}", copy.id());
+            drop(copy);
+        }
+        [_, "copy", said] => pages::copy(said),
         [_, "vmm", "--name", name] => serve(name, WorkingSet::default()),
         [_, "vmm", "--name", name, pages] => serve(name, WorkingSet(vec![(0, pages.parse().unwrap())])),
         [_, "pages", "save", "--name", name, "--store", store] => pages::save(store, name, None),

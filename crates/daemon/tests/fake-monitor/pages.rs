@@ -59,6 +59,20 @@ pub(crate) fn save(store: &str, name: &str, since: Option<&str>) {
     );
 }
 
+/// A copy of a VM: says what it is on each child's first connection, and waits until all are closed.
+pub(crate) fn copy(said: &str) {
+    let packets = Connection::from_fd(rustix::stdio::stdin().try_clone_to_owned().unwrap());
+    let (Serve { connections, .. }, sockets) = packets.receive().unwrap().unwrap();
+    assert_eq!(connections as usize, sockets.len());
+    let mut connections: Vec<_> = sockets.into_iter().map(UnixStream::from).collect();
+    for first in connections.iter_mut().step_by(PAGES_CONNECTIONS) {
+        first.write_all(format!("{said}\n").as_bytes()).unwrap();
+    }
+    for mut connection in connections {
+        let _ = connection.read_to_end(&mut Vec::new());
+    }
+}
+
 /// `pages serve`: says the state of the machine on the first connection, and waits until all are closed.
 pub(crate) fn serve(store: &str, name: &str) {
     let packets = Connection::from_fd(rustix::stdio::stdin().try_clone_to_owned().unwrap());

@@ -75,6 +75,12 @@ pub enum Request {
     SaveSince(DiskSeal),
     /// What became of the frames of the VM's network card: [`Response::Frames`].
     Frames,
+    /// Copy the running or paused VM, as [`Request::Fork`] does, into one process that serves [pages](crate::pages) as
+    /// those of a store are served: so many children begin elsewhere and pull what they are made of from there
+    /// ([`Origin::Checkpoint`]), at most [`MAX_PULLING`]. Descriptors: [`PAGES_CONNECTIONS`] connected `SOCK_STREAM` sockets
+    /// for each child, then the data file of each layer of the VM's disk, oldest first, its own being the last (read). The
+    /// process ends with the last of the connections. Answer: [`Response::Serving`].
+    Serve(Fork),
 }
 
 /// What one seal of a disk is known by.
@@ -89,6 +95,9 @@ pub struct DiskSeal {
 
 /// The most children that one fork makes: each needs a descriptor in the same packet (`SCM_MAX_FD` is 253).
 pub const MAX_CHILDREN: usize = 250;
+
+/// The most children that pull from one copy of a VM: their connections share a packet with a file for each layer.
+pub const MAX_PULLING: usize = 20;
 
 /// How a VM begins.
 ///
@@ -216,6 +225,19 @@ pub enum Response {
     DiskSeal(DiskSeal),
     /// Answer to [`Request::Frames`]; nothing in a machine without a network card.
     Frames(Option<Frames>),
+    /// Answer to [`Request::Serve`]: the copy is made, and the VM runs on.
+    Serving(Serving),
+}
+
+/// A copy of a VM that serves its pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serving {
+    /// Its process id.
+    pub pid: u32,
+    /// The root disk in bytes.
+    pub disk_bytes: u64,
+    /// Where the time went.
+    pub timings: ForkTimings,
 }
 
 /// Frames that came no further than the network card, since the monitor began.
@@ -375,6 +397,7 @@ mod tests {
         let seal = DiskSeal { life: [7; 16], slots: 5 };
         assert_eq!(encoded(&Request::SaveSince(seal)), [&[14][..], &[7; 16], &[5]].concat());
         assert_eq!(encoded(&Request::Frames), [15]);
+        assert_eq!(encoded(&Request::Serve(Fork { children: 9 })), [16, 9]);
     }
 
     /// See [`every_request_is_encoded_as_ever`].
@@ -425,6 +448,8 @@ mod tests {
             received_broken: 7,
         };
         assert_eq!(encoded(&Response::Frames(Some(frames))), [8, 1, 1, 2, 3, 4, 5, 6, 7]);
+        let serving = Serving { pid: 8, disk_bytes: 9, timings: forked };
+        assert_eq!(encoded(&Response::Serving(serving)), [9, 8, 9, 1, 2, 3, 4, 5, 6, 7]);
     }
 
     #[test]
