@@ -57,6 +57,43 @@ fn a_running_program_goes_on_in_parent_and_child_from_the_same_instant() {
 
 #[test]
 #[ignore = "needs a Linux guest: make test"]
+fn a_child_by_way_of_a_pager_goes_on_like_any_other_and_needs_nothing_of_its_parent_in_the_end() {
+    let parent = TestDaemon::shared().boot("whole");
+    parent.write("/data/note", "before");
+    parent.write("/tmp/count", "n=0; while :; do n=$((n+1)); echo $n > /tmp/n.new; mv /tmp/n.new /tmp/n; done\n");
+    parent.start("sh /tmp/count");
+    wait_for("the counter counts", Duration::from_secs(30), || parent.exec(&["test", "-s", "/tmp/n"]).code == 0);
+    let before: u64 = parent.read("/tmp/n").parse().unwrap();
+    let seen = |vm: &TestVm| vm.sh("cat /etc/machine-id; head -c 16 /dev/urandom | od -An -tx1");
+
+    let (report, children) = parent.fork_with(&["--via", "pager", "--count", "2", "-e", "BRANCH=fix"]);
+    parent.write("/data/note", "after");
+
+    assert_eq!(report.shared_pages, 0);
+    let all: BTreeSet<_> = children.iter().chain([&parent]).map(seen).collect();
+    assert_eq!(all.len(), 3, "each is somebody else: {all:?}");
+    for child in &children {
+        assert_eq!(child.read("/data/note"), "before");
+        assert_eq!(child.sh("hostname; echo $BRANCH"), format!("{}\nfix", child.name()));
+        let first: u64 = child.read("/tmp/n").parse().unwrap();
+        assert!(first >= before, "{} counts on: {first}, before the fork {before}", child.name());
+    }
+    // The fork waits until all of it is there, so nothing is under way when its parent goes.
+    let grandchild = children[0].fork();
+    TestDaemon::shared().pando(&["rm", "-f", "whole"]).ok();
+    for vm in children.iter().chain([&grandchild]) {
+        let first: u64 = vm.read("/tmp/n").parse().unwrap();
+        let counts = || vm.read("/tmp/n").parse::<u64>().is_ok_and(|now| now > first + 2);
+        wait_for("the counter counts on", Duration::from_secs(30), counts);
+        assert_eq!(vm.read("/data/note"), "before");
+        vm.write("/data/own", vm.name());
+        assert_eq!(vm.read("/data/own"), vm.name());
+    }
+    assert_no_stall(&children.iter().chain([&grandchild]).collect::<Vec<_>>());
+}
+
+#[test]
+#[ignore = "needs a Linux guest: make test"]
 fn many_children_of_one_fork_cost_one_pause_and_are_all_different() {
     let parent = base();
     let (report, children) = parent.fork_with(&["--count", "8", "--prefix", "many", "-e", "BRANCH=fix"]);

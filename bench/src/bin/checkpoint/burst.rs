@@ -34,7 +34,7 @@ pub(crate) fn report(daemon: &Daemon, image: &str) -> Result<(), ApiError> {
 
 /// Times until the agents of `count` VMs answered, in microseconds.
 fn wake(daemon: &Daemon, checkpoint: &str, count: usize) -> Result<Vec<u64>, ApiError> {
-    let request = ForkRequest { children: vec![ChildSpec::default(); count] };
+    let request = ForkRequest { children: vec![ChildSpec::default(); count], via: None };
     let report: CheckpointRunReport = daemon.call("POST", &format!("/checkpoints/{checkpoint}/run"), &request)?;
     let mut times = Vec::new();
     for child in &report.children {

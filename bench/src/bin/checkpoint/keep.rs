@@ -71,7 +71,7 @@ impl<'d> Worker<'d> {
 
     /// Forks it into one child, which is removed.
     pub(crate) fn fork(&self) -> Result<ForkReport, ApiError> {
-        let request = ForkRequest { children: vec![ChildSpec::default()] };
+        let request = ForkRequest { children: vec![ChildSpec::default()], via: None };
         let report: ForkReport = self.daemon.call("POST", &format!("/vms/{}/fork", self.name), &request)?;
         for child in &report.children {
             match &child.error {

@@ -60,7 +60,8 @@ impl Woken {
     fn run(daemon: &Daemon, checkpoint: &str, waits: bool) -> Result<Self, ApiError> {
         let start = Instant::now();
         let us = || start.elapsed().as_micros() as u64;
-        let request = ForkRequest { children: vec![ChildSpec { name: Some("woken".into()), ..ChildSpec::default() }] };
+        let children = vec![ChildSpec { name: Some("woken".into()), ..ChildSpec::default() }];
+        let request = ForkRequest { children, via: None };
         let path = format!("/checkpoints/{checkpoint}/run");
         let report: CheckpointRunReport = daemon.call("POST", &path, &request)?;
         let answered_us = us();

@@ -107,7 +107,7 @@ impl<'d> Guest<'d> {
     }
 
     fn fork_into(&self, count: usize) -> Result<ForkReport, ApiError> {
-        let request = ForkRequest { children: vec![ChildSpec::default(); count] };
+        let request = ForkRequest { children: vec![ChildSpec::default(); count], via: None };
         self.daemon.call("POST", &format!("/vms/{}/fork", self.name), &request)
     }
 }

@@ -139,7 +139,7 @@ fn fork(daemon: &Daemon, name: &str) -> Result<String, ApiError> {
 }
 
 fn fork_into(daemon: &Daemon, name: &str, count: usize) -> Result<ForkReport, ApiError> {
-    let request = ForkRequest { children: vec![ChildSpec::default(); count] };
+    let request = ForkRequest { children: vec![ChildSpec::default(); count], via: None };
     daemon.call("POST", &format!("/vms/{name}/fork"), &request)
 }
 

@@ -22,7 +22,7 @@ pub(super) fn request(
         (None, None) => None,
     };
     let child = |number| ChildSpec { name: name(number), env: env.clone(), ..ChildSpec::default() };
-    ForkRequest { children: (1..=count).map(child).collect() }
+    ForkRequest { children: (1..=count).map(child).collect(), via: None }
 }
 
 /// The names of those that run, one per line.

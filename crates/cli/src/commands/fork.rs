@@ -6,7 +6,7 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::render::{self, Table};
 use crate::{complete, out, parse};
-use pando_wire::api::ForkReport;
+use pando_wire::api::{ForkReport, Via};
 use std::process::ExitCode;
 
 /// The page size that [`ForkReport::shared_pages`] counts in.
@@ -23,7 +23,8 @@ exit status is then 1.
 Examples:
   pando fork web
   pando fork web --count 3 --prefix review -e BRANCH=fix-login   # review.1 …
-  pando fork web --name candidate --timings")]
+  pando fork web --name candidate --timings
+  pando fork web --via pager   # shares nothing with web in the end")]
 pub(crate) struct Args {
     /// Name or id of the VM to copy.
     #[arg(value_parser = parse::name(), add = complete::vm())]
@@ -40,15 +41,31 @@ pub(crate) struct Args {
     /// A variable for every exec in the copies and for their fork hooks; NAME alone takes its value from here.
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = parse::variable)]
     env: Vec<(String, String)>,
+    /// By which way the copies come by what the VM is.
+    #[arg(long, value_enum, default_value_t, value_name = "WAY")]
+    via: Way,
     /// Print where the time went instead of names.
     #[arg(long)]
     timings: bool,
 }
 
+/// As [`Via`], in clap's words.
+#[derive(Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Way {
+    /// Memory and disk are shared for as long as nobody writes.
+    #[default]
+    Fork,
+    /// A copy pulls what it touches, then the rest, and shares nothing with the VM in the end; 20 at most.
+    Pager,
+}
+
 pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let client = Client::open().await?;
     let env = args.env.iter().cloned().collect();
-    let request = children::request(args.count, args.name.as_deref(), args.prefix.as_deref(), &env);
+    let mut request = children::request(args.count, args.name.as_deref(), args.prefix.as_deref(), &env);
+    if args.via == Way::Pager {
+        request.via = Some(Via::Pager); // A daemon of an earlier build knows of no other way than `fork`.
+    }
     let body = client.post_json(&format!("/vms/{}/fork", segment(&args.vm)), &request).await?;
     let report: ForkReport = body.read()?;
     if context.json() {

@@ -19,11 +19,12 @@ impl Db {
             .await?)
     }
 
-    /// Whether somebody else than VM `id` needs its `layer`.
+    /// Whether somebody else than VM `id` needs its `layer`, or reads it: a child that pulls its disk does so until it runs.
     pub(crate) async fn is_shared(&self, layer: &str, id: &str) -> Result<bool, DbError> {
         Ok(sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM layers WHERE layer = ?1 AND vm <> ?2) \
-             OR EXISTS (SELECT 1 FROM seed_layers WHERE layer = ?1)",
+             OR EXISTS (SELECT 1 FROM seed_layers WHERE layer = ?1) \
+             OR EXISTS (SELECT 1 FROM vms WHERE parent = ?2 AND state = 'starting')",
         )
         .bind(layer)
         .bind(id)

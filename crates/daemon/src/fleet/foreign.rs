@@ -1,11 +1,26 @@
 //! VMs of another build, whose monitors speak another version of the control protocol: they are shown, and for the rest
 //! left alone until they end, or a daemon of that build takes them over.
 
+use super::Fleet;
 use super::error::FleetError;
 use crate::db::Record;
+use crate::monitor::MonitorError;
 use pando_wire::api::Vm;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+
+impl Fleet {
+    /// What `error` means of the monitor of VM `id`, which was asked to do `what`: one of an earlier build that speaks our
+    /// language, but for this word, closes the connection and lives.
+    pub(super) fn unknown_to_earlier(&self, id: &str, error: MonitorError, what: &str) -> MonitorError {
+        match error {
+            MonitorError::Ended if self.0.supervisor.live(id).is_some() => {
+                MonitorError::Refused(vec![format!("its monitor is of an earlier build, which cannot {what}")])
+            }
+            error => error,
+        }
+    }
+}
 
 /// Which VMs these are, by id, and which version their monitors speak.
 #[derive(Debug, Default)]

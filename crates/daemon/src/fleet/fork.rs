@@ -21,6 +21,7 @@ use super::birth::{Birth, Child, Prepared};
 use super::boot::random;
 use super::error::FleetError;
 use super::files::{Own, Shared, descriptors};
+use super::pager::check_pulling;
 use super::twin::{Twin, failure, micros};
 use super::{Fleet, blocking, launch, network, room, wrong_state};
 use crate::agent::Agent;
@@ -30,7 +31,7 @@ use crate::usage;
 use futures_util::future::join_all;
 use pando_disk::MAX_LAYERS;
 use pando_wire::agent::{Reply, Request as AgentRequest};
-use pando_wire::api::{ChildReport, ForkReport, ForkRequest, State};
+use pando_wire::api::{ChildReport, ChildSpec, ForkReport, ForkRequest, State, Via};
 use pando_wire::control::{Fork, ForkTimings, Listener, MAX_CHILDREN, Origin, Request, Response, Start};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -56,29 +57,22 @@ impl Fleet {
     /// failed.
     pub(crate) async fn fork(&self, name: &str, request: ForkRequest) -> Result<ForkReport, FleetError> {
         let arrival = Instant::now();
-        let count = request.children.len();
-        check_count(count)?;
+        let ForkRequest { children, via } = request;
+        let (count, via) = (children.len(), via.unwrap_or_default());
+        match via {
+            Via::Fork => check_count(count)?,
+            Via::Pager => check_pulling(count)?,
+        }
         let (parent, _turn) = self.awake_and_whole(name, "fork").await?;
-        let (id, gathered) = (parent.id.clone(), Instant::now());
+        let (id, arrive_us) = (parent.id.clone(), micros(arrival.elapsed()));
         if !matches!(parent.state, State::Running | State::Paused) {
             return Err(wrong_state(&parent, "fork"));
         }
-        let needed = room::PER_CHILD.saturating_mul(count as u64);
-        room::check(&self.0.meminfo, || format!("{count} children of {}", parent.name), needed)?;
-        let layers = self.layers_of_parent(&parent, "fork").await?;
-
-        let programs = self.programs(&parent);
-        let generation = parent.generation.saturating_add(1);
-        let model = Record { parent: Some(id.clone()), generation, ..parent.clone() };
-        let (shared, children) = self.prepare(&model, &layers, request.children).await?;
-        let (arrive_us, prepare_us) = (micros(gathered - arrival), micros(gathered.elapsed()));
-        let forked = self.fork_prepared(&parent, arrival, shared, children, programs.as_deref()).await;
-        let Forked { timings, barrier_us, guest_gap_us, shared_pages, children } = forked?;
-        if timings.expected_pages == 0
-            && let Some(child) = children.iter().find_map(|child| child.id.clone())
-        {
-            self.learn_first(&id, &child).await;
-        }
+        let (prepare_us, forked) = match via {
+            Via::Fork => self.fork_whole(&parent, arrival, children).await?,
+            Via::Pager => self.fork_by_pager(&parent, arrival, children).await?,
+        };
+        let Forked { timings, barrier_us, guest_gap_us, shared_pages, children } = forked;
 
         let running = children.iter().filter(|child| child.id.is_some()).count();
         let detail = format!("{running} of {count} children, {} µs pause", timings.pause_us);
@@ -103,6 +97,29 @@ impl Fleet {
             expected_pages: timings.expected_pages,
             children,
         })
+    }
+
+    /// Forks the monitor of `parent`. The first answer is how long it took until everything was prepared, in microseconds.
+    async fn fork_whole(
+        &self,
+        parent: &Record,
+        arrival: Instant,
+        children: Vec<ChildSpec>,
+    ) -> Result<(u64, Forked), FleetError> {
+        let (began, count) = (Instant::now(), children.len());
+        let needed = room::PER_CHILD.saturating_mul(count as u64);
+        room::check(&self.0.meminfo, || format!("{count} children of {}", parent.name), needed)?;
+        let layers = self.layers_of_parent(parent, "fork").await?;
+        let programs = self.programs(parent);
+        let (shared, children) = self.prepare(&child_of(parent), &layers, children).await?;
+        let prepare_us = micros(began.elapsed());
+        let forked = self.fork_prepared(parent, arrival, shared, children, programs.as_deref()).await?;
+        if forked.timings.expected_pages == 0
+            && let Some(child) = forked.children.iter().find_map(|child| child.id.clone())
+        {
+            self.learn_first(&parent.id, &child).await;
+        }
+        Ok((prepare_us, forked))
     }
 
     /// The VM of this name or id, with all of its memory there if it runs, as it must be for a fork: of one that woke just
@@ -301,12 +318,18 @@ impl Fleet {
     }
 }
 
+/// What a child of `parent` is, but for what is its own.
+pub(super) fn child_of(parent: &Record) -> Record {
+    let generation = parent.generation.saturating_add(1);
+    Record { parent: Some(parent.id.clone()), generation, ..parent.clone() }
+}
+
 /// What a fork came to.
 pub(super) struct Forked {
     pub(super) timings: ForkTimings,
-    barrier_us: Option<u64>,
-    guest_gap_us: Option<u64>,
-    shared_pages: u64,
+    pub(super) barrier_us: Option<u64>,
+    pub(super) guest_gap_us: Option<u64>,
+    pub(super) shared_pages: u64,
     pub(super) children: Vec<ChildReport>,
 }
 

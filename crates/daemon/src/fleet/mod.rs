@@ -19,9 +19,11 @@ mod last_seen; // what did not come to life
 mod launch; // a monitor is told what to be
 mod learn; // what children of a VM write first
 mod life; // pause, resume, stop, kill, remove
+mod load; // VMs whose memory comes as they touch it
 mod logs; // what a VM wrote to its console
 mod network; // what a VM reaches
 mod names; // possible names, made-up names
+mod pager; // children that pull what their parent is
 mod ports; // which of them can be seen from outside
 mod publish; // which ports of the host are theirs
 mod progress; // how far long work is

@@ -9,8 +9,23 @@ use utoipa::ToSchema;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ForkRequest {
-    /// The children, in order; 1 to 250.
+    /// The children, in order; 1 to 250, and 1 to 20 by way of a pager.
     pub children: Vec<ChildSpec>,
+    /// By which way they come by what the VM is; by `fork` when absent. VMs from a checkpoint have no choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<Via>,
+}
+
+/// By which way children come by what their parent is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Via {
+    /// `fork(2)` of the parent's monitor: memory and disk are shared for as long as nobody writes.
+    #[default]
+    Fork,
+    /// A monitor of its own, which pulls memory as it is touched, and then the rest, from a copy of the parent, and has
+    /// all of the disk at once: in the end the child shares nothing with its parent.
+    Pager,
 }
 
 /// One child of a fork.
@@ -75,7 +90,8 @@ pub struct ChildReport {
     pub name: String,
     /// Its id, when it runs.
     pub id: Option<String>,
-    /// From the request until the first successful reply of its agent, in microseconds.
+    /// From the request until the first successful reply of its agent, in microseconds. Of one by way of a pager, memory may
+    /// still be on its way.
     pub ready_us: Option<u64>,
     /// Where the child's time went, phase by phase, in microseconds (`seed`, `wait`, `create_vm`, `memory`, `vcpus`,
     /// `devices`, `total`), of the `agent` from then on until its first reply, and of `adopt` from there until it had its

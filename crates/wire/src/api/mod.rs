@@ -20,7 +20,7 @@ pub use bucket::{Bucket, BucketRunRequest, PullRequest, Pulled, PushRequest, Pus
 pub use checkpoint::{Checkpoint, CheckpointRequest, CheckpointRunReport, CheckpointState};
 pub use event::Event;
 pub use exec::{ExecReport, ExecRequest};
-pub use fork::{ChildReport, ChildSpec, ForkReport, ForkRequest};
+pub use fork::{ChildReport, ChildSpec, ForkReport, ForkRequest, Via};
 pub use image::Image;
 pub use meta::{Error, NO_ROUTE, Version};
 pub use network::{Network, NetworkMode, NetworkRequest, Passed, Traffic};

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 pub(super) async fn run(checkpoint: &str, args: Args, context: &Context) -> Result<ExitCode, Failure> {
     let env = parse::environment(&args.env_file, args.env)?;
-    let ForkRequest { mut children } =
+    let ForkRequest { mut children, .. } =
         children::request(args.count, args.name.as_deref(), args.prefix.as_deref(), &env);
     let wanted = args.ports.publish;
     match &mut children[..] {
@@ -29,7 +29,7 @@ pub(super) async fn run(checkpoint: &str, args: Args, context: &Context) -> Resu
     let (origin, answer) = match bucket {
         None => {
             let path = format!("/checkpoints/{}/run", segment(checkpoint));
-            ("the store", client.post_json(&path, &ForkRequest { children }).await)
+            ("the store", client.post_json(&path, &ForkRequest { children, via: None }).await)
         }
         Some(bucket) => {
             let (checkpoint, cache_bytes) = (checkpoint.to_owned(), args.bucket_cache);

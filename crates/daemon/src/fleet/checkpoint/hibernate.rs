@@ -145,12 +145,7 @@ impl Fleet {
             match monitor.call(&Request::Flush, &[], FLUSH_LIMIT).await {
                 Ok(Response::Done) => Ok(()),
                 Ok(_) => Err(MonitorError::Confused),
-                Err(MonitorError::Ended) if self.0.supervisor.live(&vm.id).is_some() => {
-                    Err(MonitorError::Refused(vec![
-                        "its monitor is of an earlier build, which cannot leave a disk where it is".into(),
-                    ]))
-                }
-                Err(error) => Err(error),
+                Err(error) => Err(self.unknown_to_earlier(&vm.id, error, "leave a disk where it is")),
             }
         };
         let failed = |source| FleetError::Monitor { name: vm.name.clone(), wanted: "hibernate", source };

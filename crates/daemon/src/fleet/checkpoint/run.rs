@@ -13,6 +13,9 @@ impl Fleet {
     pub(crate) async fn run_from(&self, name: &str, request: ForkRequest) -> Result<CheckpointRunReport, FleetError> {
         let arrival = Instant::now();
         check_count(request.children.len())?;
+        if request.via.is_some() {
+            return Err(FleetError::Invalid("a VM from a checkpoint is forked from its seed while it has one".into()));
+        }
         let id = self.find_checkpoint(name).await?.id;
         let turn = self.0.turns.vm(&id).await;
         let checkpoint = self.find_checkpoint(&id).await?;

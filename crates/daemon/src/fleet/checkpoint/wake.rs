@@ -16,10 +16,11 @@
 
 use super::super::error::{FleetError, cannot};
 use super::super::files::{Own, Shared, open_kvm, sync_names};
+use super::super::load::Source;
 use super::super::presence::Visit;
 use super::super::turns::Turn;
 use super::super::{Fleet, blocking, room, wrong_state};
-use super::cold::Source;
+use super::cold::Stored;
 use crate::agent::Agent;
 use crate::db::{Change, Record};
 use crate::paths::{self, Paths};
@@ -179,8 +180,9 @@ impl Fleet {
             Ok((own, control, Shared::open(paths, kvm, &of.image, &inherited, disk_bytes.is_none())?))
         })
         .await?;
-        let source = Source { stored, remote: None, begins, shared, arrival, origin: "woken" };
-        let report = self.load(vm, own, control, &source).await?;
+        let pages = self.serve_stored(&vm.id, &Stored { name: stored, remote: None }).await?;
+        let source = Source { begins, shared, arrival, origin: "woken" };
+        let report = self.load(vm, own, control, pages, &source).await?;
         tracing::info!(vm = vm.id, ready_us = report.ready_us, reseeded = report.reseeded, "woken");
         if let Some(problem) = report.error {
             tracing::warn!(vm = vm.id, problem, "it woke, and its guest complains");
