@@ -231,6 +231,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_layer_is_read_by_others_while_a_child_of_its_vm_starts() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("db"), "owner", None).await.unwrap();
+        let is_shared = async || db.is_shared("id of a", "id of a").await.unwrap();
+        db.insert_vms(|_| (vec![vm("a"), vm("stranger")], ())).await.unwrap();
+        assert!(!is_shared().await);
+        let mut child = vm("child");
+        child.record.parent = Some("id of a".into());
+        child.inherited.clear(); // It pulls.
+        db.insert_vms(|_| (vec![child], ())).await.unwrap();
+        assert!(is_shared().await);
+        assert!(db.change("id of child", 1, Change::Running { detail: "forked" }).await.unwrap());
+        assert!(!is_shared().await);
+    }
+
+    #[tokio::test]
     async fn a_write_by_an_owner_of_an_earlier_epoch_is_lost() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
