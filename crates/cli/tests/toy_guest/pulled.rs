@@ -6,7 +6,8 @@ use crate::checkpoint::{ALL, Between, WITNESS, acpi, ending, next_laps, restore,
 use crate::instant::{boot, wait_for_laps};
 use crate::moments::Moments;
 use pando_bench::{Copy, Monitor, MonitorError};
-use pando_wire::control::{Ending, Fork, MAX_PULLING, Request, Response};
+use pando_wire::control::{Ending, Fork, MAX_PULLING, Request, Response, WorkingSet};
+use pando_wire::pages::Client;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use std::sync::atomic::Ordering;
 
@@ -115,8 +116,12 @@ fn a_child_that_pulls_is_copied_when_all_is_there_and_a_copy_that_nobody_asks_en
     drop(grandchild);
     wait_for_the_end_of(pid(&copy));
 
-    let copy = parent.serve(2).unwrap();
+    let expected = vec![(1024, 16)]; // As children were seen to write them.
+    order(&parent, &Request::Expect(WorkingSet(expected.clone())));
+    let mut copy = parent.serve(2).unwrap();
     let copied = pid(&copy);
+    let (described, _) = Client::new(copy.connections[0].remove(0)).describe().unwrap();
+    assert_eq!(described.expected, expected);
     drop(copy); // Whoever asked for it went away.
     wait_for_the_end_of(copied);
 }

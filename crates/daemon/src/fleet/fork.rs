@@ -68,6 +68,12 @@ impl Fleet {
         if !matches!(parent.state, State::Running | State::Paused) {
             return Err(wrong_state(&parent, "fork"));
         }
+        let each = match via {
+            Via::Fork => room::PER_CHILD,
+            Via::Pager => room::PER_BOOT,
+        };
+        let what = || format!("{count} children of {}", parent.name);
+        room::check(&self.0.meminfo, what, each.saturating_mul(count as u64))?;
         let (prepare_us, forked) = match via {
             Via::Fork => self.fork_whole(&parent, arrival, children).await?,
             Via::Pager => self.fork_by_pager(&parent, arrival, children).await?,
@@ -106,9 +112,7 @@ impl Fleet {
         arrival: Instant,
         children: Vec<ChildSpec>,
     ) -> Result<(u64, Forked), FleetError> {
-        let (began, count) = (Instant::now(), children.len());
-        let needed = room::PER_CHILD.saturating_mul(count as u64);
-        room::check(&self.0.meminfo, || format!("{count} children of {}", parent.name), needed)?;
+        let began = Instant::now();
         let layers = self.layers_of_parent(parent, "fork").await?;
         let programs = self.programs(parent);
         let (shared, children) = self.prepare(&child_of(parent), &layers, children).await?;
