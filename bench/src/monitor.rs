@@ -267,14 +267,15 @@ impl Monitor {
         }
     }
 
-    /// How it is, for whoever finds that its guest does not get there: what it says of itself, and what its threads are at.
+    /// How it is, for whoever finds that its guest does not get there: what it says of itself, what its threads are at, and
+    /// where its vCPUs are.
     pub fn last_seen(&self) -> String {
         let said = self.ask(&Request::Status);
         let threads = match &said {
             Ok(Response::Status(status)) => threads(status.pid),
             _ => Vec::new(),
         };
-        format!("{said:?}, {threads:?}")
+        format!("{said:?}, {threads:?}, {:x?}", self.ask(&Request::Vcpus))
     }
 
     /// Everything that the guest has written to its console.

@@ -111,7 +111,7 @@ impl TestDaemon {
             args.push("--");
             args.extend(command);
         }
-        assert_eq!(self.pando(&args).ok(), name);
+        self.create(&args, name);
         let vm = TestVm::new(self, name);
         self.image.get_or_init(|| vm.inspect().image);
         vm
@@ -121,8 +121,17 @@ impl TestDaemon {
     pub fn boot_from(&self, image: &Path, name: &str, options: &[&str]) -> TestVm<'_> {
         let image = image.to_string_lossy();
         let args = [&["run", "--name", name], options, &[&*image]].concat();
-        assert_eq!(self.pando(&args).ok(), name);
+        self.create(&args, name);
         TestVm::new(self, name)
+    }
+
+    /// Runs `pando` with these arguments, which make the VM `name`. What is known of one that does not come to life is in the log.
+    fn create(&self, args: &[&str], name: &str) {
+        let run = self.pando(args);
+        if run.code != 0 {
+            self.tell();
+        }
+        assert_eq!(run.ok(), name);
     }
 
     /// A VM by its name, as the daemon sees it.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 /// Each thread of a process: its name, its state as proc(5) has it, its CPU time in clock ticks (in user mode + in the
-/// kernel), and where in the kernel it sleeps, if we may know.
+/// kernel), and if we may know, where in the kernel it sleeps and in which system call, by its number and arguments.
 pub fn threads(pid: u32) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     tasks.filter_map(|task| thread(&task.path())).collect()
@@ -17,7 +17,8 @@ fn thread(task: &Path) -> Option<String> {
     let mut fields = rest.split_whitespace();
     let (state, user, kernel) = (fields.next()?, fields.nth(10)?, fields.next()?);
     let sleeps_in = fs::read_to_string(task.join("wchan")).unwrap_or_default();
-    Some(format!("{name} {state} {user}+{kernel} {sleeps_in}"))
+    let system_call = fs::read_to_string(task.join("syscall")).unwrap_or_default();
+    Some(format!("{name} {state} {user}+{kernel} {sleeps_in} {}", system_call.trim_end()))
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 
 use crate::{SysError, Vcpu};
 use kvm_bindings::{
-    CpuId, Msrs, Xsave, kvm_cpuid_entry2, kvm_debugregs, kvm_device_attr, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
-    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave, kvm_xsave2,
+    CpuId, KVM_MP_STATE_HALTED, Msrs, Xsave, kvm_cpuid_entry2, kvm_debugregs, kvm_device_attr, kvm_lapic_state,
+    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave, kvm_xsave2,
 };
 use serde::{Deserialize, Serialize};
 use std::mem::size_of;
@@ -61,6 +61,11 @@ pub enum Tsc {
 }
 
 impl VcpuState {
+    /// Whether it waits for an interrupt.
+    pub fn is_halted(&self) -> bool {
+        self.mp_state.mp_state == KVM_MP_STATE_HALTED
+    }
+
     /// Leaves out of the extended registers what the guest was never shown. It cannot have put anything there; but a KVM
     /// whose CPU has more saves that as well (protection keys, always), and one whose CPU lacks it refuses to have it back.
     pub fn forget_unshown(&mut self) {

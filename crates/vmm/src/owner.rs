@@ -233,6 +233,7 @@ impl Owner {
             }
             Request::DiskSeal => self.with_seed(|seed| seed.disk_seal().map(Response::DiskSeal)),
             Request::Serve(fork) => self.with_vm(|vm| vm.serve(fork.children, descriptors).map(Response::Serving)),
+            Request::Vcpus => self.with_vm(|vm| vm.vcpu_places().map(Response::Vcpus)),
             Request::Frames => self.with_vm(|vm| Ok::<_, Refusal>(Response::Frames(vm.platform.frames().map(told)))),
             Request::Flush => self.with_vm(|vm| vm.flush().map(|()| Response::Done)),
             Request::Gather => {

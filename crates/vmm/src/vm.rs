@@ -13,7 +13,7 @@ use crate::vcpu::{self, Context, VcpuThread};
 use pando_disk::{Disk, FlushError};
 use pando_memory::HugePages;
 use pando_sys::{SysError, VcpuState};
-use pando_wire::control::{Phase, StartTimings, WorkingSet};
+use pando_wire::control::{Phase, StartTimings, VcpuPlace, WorkingSet};
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -253,6 +253,21 @@ impl Vm {
         if self.paused.take().is_some() {
             self.go();
         }
+    }
+
+    /// Where the vCPUs are. They stand still for it.
+    pub(crate) fn vcpu_places(&mut self) -> Result<Vec<VcpuPlace>, SysError> {
+        let was_running = self.phase() == Phase::Running;
+        self.pause()?;
+        let place = |state: &VcpuState| {
+            let (rip, rflags, is_halted) = (state.regs.rip, state.regs.rflags, state.is_halted());
+            VcpuPlace { rip, rflags, is_halted }
+        };
+        let places = self.paused.iter().flatten().map(place).collect();
+        if was_running {
+            self.resume();
+        }
+        Ok(places)
     }
 
     /// Makes durable what the disk of a VM that stands still holds: nothing is written to it before it goes on.

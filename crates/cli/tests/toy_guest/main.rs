@@ -18,6 +18,7 @@ mod pulled; // children in monitors of their own, that pull from a copy
 mod races; // what comes while a VM is at something else
 mod fixture; // checkpoints that earlier versions exported
 mod killed; // a save is killed at any moment
+mod places; // where a guest is that does not go on
 mod turns; // page servers that fetch what nobody waits for
 mod leftovers; // what 500 children leave behind
 mod planted; // faults that these guests must notice

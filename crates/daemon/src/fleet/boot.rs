@@ -205,8 +205,9 @@ impl Fleet {
             biased; // What it said before its end goes first.
             up = up => match up {
                 Ok(Ok(_)) => None,
-                Ok(Err(AgentError::Late { .. })) => {
-                    Some(format!("its agent did not answer within {} s", BOOT_LIMIT.as_secs()))
+                Ok(Err(AgentError::Late { source, .. })) => {
+                    let last = source.map_or_else(String::new, |error| format!(" ({error})"));
+                    Some(format!("its agent did not answer within {} s{last}", BOOT_LIMIT.as_secs()))
                 }
                 Ok(Err(error)) => Some(error.to_string()),
                 // How it ended says more.

@@ -3,7 +3,7 @@
 use crate::{FLUSHED, Monitor, agent, pages};
 use pando_wire::control::{
     Connection, DiskSeal, Ending, ForkTimings, Origin, PAGES_CONNECTIONS, Phase, Request, Response, Serving, Start,
-    StartTimings, Status, VERSION, WorkingSet,
+    StartTimings, Status, VERSION, VcpuPlace, WorkingSet,
 };
 use pando_wire::pages::Serve;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -77,6 +77,7 @@ pub(crate) fn serve(monitor: &Arc<Monitor>, connection: Connection) {
             Request::SaveWithoutDisk => save(monitor, false, None, descriptors),
             Request::Serve(_) if monitor.name == "untaught" => return, // As one that does not know of it.
             Request::Serve(fork) => copy(monitor, fork.children, descriptors),
+            Request::Vcpus => Response::Vcpus(vec![VcpuPlace { rip: 0x1000, rflags: 0x202, is_halted: true }]),
             Request::Frames => Response::Frames(None),
             Request::Flush => flush(monitor),
             Request::DiskSeal if monitor.name.contains("untold") => return, // As one that does not know of it.
@@ -192,8 +193,10 @@ fn begin(monitor: &Arc<Monitor>, start: &Start, descriptors: Vec<OwnedFd>) -> Re
         if agents.name == "child of silent" {
             std::process::exit(1); // Once it is said that it started, or just before.
         }
-        if agents.name == "slow" {
-            std::thread::sleep(std::time::Duration::from_millis(500));
+        match agents.name.as_str() {
+            "slow" => std::thread::sleep(Duration::from_millis(500)),
+            "child of mute" => std::thread::sleep(Duration::MAX),
+            _ => (),
         }
         agent::serve(&agents, &vsock)
     });

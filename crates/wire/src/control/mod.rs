@@ -81,6 +81,8 @@ pub enum Request {
     /// for each child, then the data file of each layer of the VM's disk, oldest first, its own being the last (read). The
     /// process ends with the last of the connections. Answer: [`Response::Serving`].
     Serve(Fork),
+    /// Where the VM's vCPUs are: [`Response::Vcpus`]. If it runs, it stands still for an instant.
+    Vcpus,
 }
 
 /// What one seal of a disk is known by.
@@ -227,6 +229,19 @@ pub enum Response {
     Frames(Option<Frames>),
     /// Answer to [`Request::Serve`]: the copy is made, and the VM runs on.
     Serving(Serving),
+    /// Answer to [`Request::Vcpus`], in order.
+    Vcpus(Vec<VcpuPlace>),
+}
+
+/// Where a vCPU is, for who wants to know why a guest does not go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VcpuPlace {
+    /// The instruction that it is at.
+    pub rip: u64,
+    /// Its flags: with bit 9 it takes interrupts.
+    pub rflags: u64,
+    /// It waits for an interrupt.
+    pub is_halted: bool,
 }
 
 /// A copy of a VM that serves its pages.
@@ -398,6 +413,7 @@ mod tests {
         assert_eq!(encoded(&Request::SaveSince(seal)), [&[14][..], &[7; 16], &[5]].concat());
         assert_eq!(encoded(&Request::Frames), [15]);
         assert_eq!(encoded(&Request::Serve(Fork { children: 9 })), [16, 9]);
+        assert_eq!(encoded(&Request::Vcpus), [17]);
     }
 
     /// See [`every_request_is_encoded_as_ever`].
@@ -450,6 +466,8 @@ mod tests {
         assert_eq!(encoded(&Response::Frames(Some(frames))), [8, 1, 1, 2, 3, 4, 5, 6, 7]);
         let serving = Serving { pid: 8, disk_bytes: 9, timings: forked };
         assert_eq!(encoded(&Response::Serving(serving)), [9, 8, 9, 1, 2, 3, 4, 5, 6, 7]);
+        let place = VcpuPlace { rip: 1, rflags: 2, is_halted: true };
+        assert_eq!(encoded(&Response::Vcpus(vec![place])), [10, 1, 1, 2, 1]);
     }
 
     #[test]
