@@ -281,3 +281,59 @@ async fn five_hundred_children_come_and_go_and_leave_nothing() {
     let groups = std::path::Path::new("/sys/fs/cgroup/pando");
     assert!(ids.iter().all(|id| !groups.join(id).exists()), "a control group is left");
 }
+
+/// Children of one fork, more than the host's CPUs can bring to life at the same time. The first has this environment.
+fn many(env: &Value) -> Vec<Value> {
+    let count = 4 * std::thread::available_parallelism().map_or(1, std::num::NonZero::get) + 1;
+    let mut children = vec![json!({}); count];
+    children[0]["env"] = env.clone();
+    children
+}
+
+#[tokio::test]
+async fn what_the_first_of_many_children_wrote_is_expected_of_its_own_siblings() {
+    let daemon = Daemon::start().await;
+    daemon.run("base").await;
+    let children = many(&json!({}));
+    let (_, report) = daemon.post("/vms/base/fork", json!({"children": children})).await;
+    assert!(report["children"].as_array().unwrap().iter().all(|child| child["error"].is_null()), "{report}");
+
+    // What one was forked with is what it expects of its own children.
+    for child in 1..=children.len() {
+        let expected = daemon.fork(&format!("base.{child}"), &["grandchild"]).await.expected_pages;
+        assert_eq!(expected, if child == 1 { 0 } else { 3 }, "child {child}");
+        daemon.post("/vms/grandchild/kill", Value::Null).await;
+        daemon.delete("/vms/grandchild").await;
+    }
+}
+
+#[tokio::test]
+async fn many_children_do_not_wait_for_the_first_where_it_fails_or_nothing_is_to_be_learned() {
+    let daemon = Daemon::start().await;
+    daemon.run("base").await;
+    for (env, error) in [(json!({"DIE": "1"}), true), (json!({}), false), (json!({}), false)] {
+        let before = Instant::now();
+        let (_, report) = daemon.post("/vms/base/fork", json!({"children": many(&env)})).await;
+        let errors: Vec<_> =
+            report["children"].as_array().unwrap().iter().map(|child| child["error"].is_string()).collect();
+        assert!(errors[0] == error && errors[1..].iter().all(|&failed| !failed), "{report}");
+        assert!(before.elapsed() < Duration::from_secs(5), "{:?}", before.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_first_child_that_does_not_answer_keeps_the_others_waiting_for_a_while_only() {
+    let daemon = Daemon::start().await;
+    daemon.run("mute").await;
+    let children = many(&json!({}));
+    let before = Instant::now();
+    let have_begun = async || {
+        let (_, all) = daemon.get("/vms").await;
+        all.as_array().unwrap().iter().filter(|vm| vm["pid"].is_u64()).count() == children.len() + 1
+    };
+    tokio::select! {
+        forked = daemon.post("/vms/mute/fork", json!({"children": children})) => panic!("{forked:?}"),
+        () = eventually("all have begun", have_begun) => (),
+    }
+    assert!(before.elapsed() > Duration::from_secs(4), "{:?}", before.elapsed());
+}

@@ -19,6 +19,7 @@
 
 use super::birth::{Birth, Child, Prepared};
 use super::boot::random;
+use super::burst::Burst;
 use super::error::FleetError;
 use super::files::{Own, Shared, descriptors};
 use super::pager::check_pulling;
@@ -196,13 +197,27 @@ impl Fleet {
         };
         let barrier_us = micros(raised.elapsed());
         let (answering, all_answered) = mpsc::channel(1);
+        let burst = Arc::new(Burst::of(sockets.len()));
+        let mut is_first = true;
         let raising: Vec<_> = waiting
             .into_iter()
             .map(|(name, child)| {
                 let (fleet, shared, answering) = (self.clone(), Arc::clone(&shared), answering.clone());
+                let burst = Arc::clone(&burst);
                 let raise = |(birth, own): (Birth, Own)| {
-                    let record = birth.record.clone();
-                    (birth, tokio::spawn(fleet.raise(record, own, shared, arrival, ready_limit, answering)))
+                    let (record, id) = (birth.record.clone(), birth.record.id.clone());
+                    let is_first = std::mem::take(&mut is_first);
+                    let raising = async move {
+                        if !is_first {
+                            fleet.be_taught(&burst, &id).await;
+                        }
+                        let raised = fleet.clone().raise(record, own, shared, arrival, ready_limit, answering).await;
+                        if is_first {
+                            fleet.teach(&burst, &id).await;
+                        }
+                        raised
+                    };
+                    (birth, tokio::spawn(raising))
                 };
                 (name, child.map(raise))
             })
@@ -213,7 +228,10 @@ impl Fleet {
         let barrier_us = barrier.as_ref().filter(|barrier| barrier.is_silent()).map(|_| barrier_us);
         drop(barrier); // Its programs go on.
         let timings = match forked {
-            Ok(timings) => timings,
+            Ok(timings) => {
+                burst.expects(timings.expected_pages);
+                timings
+            }
             Err(error) => {
                 join_all(raising.into_iter().filter_map(|(_, child)| child.ok()).map(async |(birth, task)| {
                     task.abort();

@@ -5,13 +5,15 @@
 //!                           … and again once its first program has ended
 //! ```
 //!
+//! Of a fork into many the first teaches its own siblings, too: [`burst`](super::burst).
+//!
 //! Nothing depends on it: a child of which nothing is expected faults as it goes. Only the answer to a fork for
 //! which nothing was expected waits for it, so that what comes next finds it learned, and not for long: a host that is busy
 //! with the children of that fork lets its monitors answer later.
 
 use super::Fleet;
 use crate::monitor::{Monitor, MonitorError, SHORT};
-use pando_wire::control::{Request, Response};
+use pando_wire::control::{Request, Response, WorkingSet};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -81,25 +83,50 @@ impl Fleet {
 
     async fn learn(&self, parent: &str, child: &str) {
         if let Err(error) = self.try_learn(parent, child).await {
-            tracing::info!(vm = child, %error, "cannot learn what its siblings will write");
+            cannot_learn(child, &error);
         }
     }
 
     async fn try_learn(&self, parent: &str, child: &str) -> Result<(), LearnError> {
-        let Some(live) = self.0.supervisor.live(child) else { return Ok(()) };
+        let Some(pages) = self.ask_what_was_written(child).await? else { return Ok(()) };
+        tracing::debug!(vm = child, pages = pages.pages(), "learned what its siblings will write");
+        self.tell_to_expect(parent, pages).await
+    }
+
+    /// What `child` has written until now, if that can be told soon.
+    pub(super) async fn written_by(&self, child: &str) -> Option<WorkingSet> {
+        match timeout(PATIENCE, self.ask_what_was_written(child)).await.ok()? {
+            Ok(written) => written,
+            Err(error) => {
+                cannot_learn(child, &error);
+                None
+            }
+        }
+    }
+
+    /// Has `pages` expected of VM `id`, which waits for its `Start`.
+    pub(super) async fn expect_of(&self, id: &str, pages: WorkingSet) {
+        if let Err(error) = self.tell_to_expect(id, pages).await {
+            cannot_learn(id, &error);
+        }
+    }
+
+    async fn ask_what_was_written(&self, child: &str) -> Result<Option<WorkingSet>, LearnError> {
+        let Some(live) = self.0.supervisor.live(child) else { return Ok(None) };
         let pagemap = File::open(format!("/proc/{}/pagemap", live.pid()))?;
         let monitor = Monitor::connect(&self.0.paths.control_socket(child))?;
-        let Response::Touched(pages) = monitor.call(&Request::Touched, &[pagemap.as_fd()], SHORT).await? else {
-            return Err(MonitorError::Confused.into());
-        };
-        if pages.0.is_empty() {
-            return Ok(());
-        }
-        tracing::debug!(vm = child, pages = pages.pages(), "learned what its siblings will write");
-        let monitor = Monitor::connect(&self.0.paths.control_socket(parent))?;
-        match monitor.call(&Request::Expect(pages), &[], SHORT).await? {
-            Response::Done => Ok(()),
+        match monitor.call(&Request::Touched, &[pagemap.as_fd()], SHORT).await? {
+            Response::Touched(pages) => Ok(Some(pages).filter(|pages| !pages.0.is_empty())),
             _ => Err(MonitorError::Confused.into()),
         }
     }
+
+    async fn tell_to_expect(&self, id: &str, pages: WorkingSet) -> Result<(), LearnError> {
+        let monitor = Monitor::connect(&self.0.paths.control_socket(id))?;
+        Ok(monitor.order(&Request::Expect(pages)).await?)
+    }
+}
+
+fn cannot_learn(vm: &str, error: &LearnError) {
+    tracing::info!(vm, %error, "cannot learn what its siblings will write");
 }

@@ -6,6 +6,7 @@
 mod adopt; // finding the VMs of an earlier daemon
 mod birth; // children before they are born
 mod boot; // from nothing, or from a stopped VM's disk, to an agent that answers
+mod burst; // many children of one fork
 mod checkpoint; // a VM as it was at one instant, for others to begin from
 mod connect; // to what listens in a VM
 mod error; // what can be wrong
