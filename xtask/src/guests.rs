@@ -64,7 +64,8 @@ const OWN_HOST: &str = "PANDO_TESTS_OWN_HOST";
 /// Why is read in QEMU's source, and was not reproduced: `helper_vmrun` delivers a guest's interrupt (`SVM_EVTINJ_TYPE_INTR`) and
 /// leaves its number as a pending exception, so that it is delivered again if somebody wants that CPU's attention before
 /// the next exit. A guest that had just booted ended so as well as one that woke. A fault of ours that delivers an event twice
-/// would look the same, and would show by how often this is said.
+/// would look the same, and would show by how often this is said. It may also have been flags that CMPXCHG16B left (see
+/// `pando_machine`'s `qemu`), which is hidden since: if this is not said any more, it goes.
 const EXCUSE: &str = "RIP: 0010:error_entry+0x10/";
 /// How long one test program may take in it: one that hangs is named, and those behind it still run.
 const LIMIT_SECONDS: &str = "2400";

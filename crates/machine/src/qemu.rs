@@ -76,7 +76,10 @@ impl Qemu {
         // Without the HPET the old timer's interrupt is free: see `boot/second.sh`.
         option("-machine", &[word("q35,hpet=off")]);
         option("-accel", &[word("tcg,thread=multi,tb-size=1024")]);
-        option("-cpu", &[word("EPYC,+svm,+npt")]);
+        // QEMU up to 7.2 emulates CMPXCHG16B with flags that were not up to date (`gen_cmpxchg16b` calls its helper without
+        // `gen_update_cc_op`): where the flags were loaded whole before, by the end of an interrupt say, they become what was
+        // compared last. An interrupt just behind it then saves an address for flags. Linux allocates memory with it.
+        option("-cpu", &[word("EPYC,+svm,+npt,-cx16")]);
         option("-smp", &[word("1")]);
         option("-m", &[word(&self.memory_mib.to_string())]);
         option("-display", &[word("none")]);
