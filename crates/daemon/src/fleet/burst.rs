@@ -5,9 +5,9 @@
 //! others  born ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ┴─► Expect, Start ─► …
 //! ```
 //!
-//! Each of them faults on more than a thousand pages before it is adopted, three times as many as one that is told which. Where
-//! there are CPUs for all this is done at the same time, and nobody waits for another; where there are not, each of
-//! these faults makes all others later.
+//! Each of them faults on every page that it touches before it is adopted, unless it is told which it will write. Where there are
+//! CPUs for all, this is done at the same time, and nobody waits for another; where there are not, each of these faults makes
+//! all others later.
 //!
 //! All are born at once and wait for their `Start`: the parent pauses no longer for it.
 
@@ -83,5 +83,20 @@ impl Fleet {
         if let Some(pages) = burst.lesson().await {
             self.expect_of(id, pages).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_others_wait_only_where_they_are_many_and_nothing_is_expected() {
+        let many = Burst::of(usize::MAX);
+        many.expects(0);
+        assert!(many.waits());
+        many.expects(9);
+        assert!(!many.waits(), "the parent was taught before");
+        assert!(!Burst::of(PER_CPU).waits(), "there is a CPU for each");
     }
 }
